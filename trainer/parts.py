@@ -1,0 +1,252 @@
+"""What a part is. A part is a frozen model that is its own configuration, with pure methods.
+
+No part file imports torch at the top: documents are checked without it. Methods that compute import
+it when they run. Part files never import one another.
+
+Shape suffixes: B rows of a batch, T tasks, K outputs of a head, D width of a representation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+from trainer.catalog import parser
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from torch import Tensor, nn
+    from torch.optim import Optimizer as TorchOptimizer
+
+State = dict[str, Any]
+"""What a part remembers between calls: goes in, comes out, is saved with the checkpoint. Tensors and JSON values only."""
+
+
+class Part(BaseModel):
+    """A frozen, strict piece of the document that knows how to do its own job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    kind: str
+
+
+class Column(Part):
+    """A typed column of a dataset: how its values are checked, summarised, encoded and turned into tensors.
+
+    `observe` sees training rows only. Its state must be mergeable over batches in one pass, and
+    `finish` turns it into the JSON that travels with the model.
+    """
+
+    source: str | None = Field(None, description="Name of the column in the source, where it differs.")
+
+    def findings(self, values: pa.Array) -> list[str]:
+        """What is wrong with these raw values; empty when nothing is."""
+        raise NotImplementedError
+
+    def observe(self, values: pa.Array, state: State) -> State:
+        """Add raw training values to the summary. Starts from `{}`."""
+        raise NotImplementedError
+
+    def finish(self, state: State) -> dict[str, Any]:
+        """The summary as JSON: `shape` and `dtype` of one encoded value, and what `encode` and `decode` need."""
+        raise NotImplementedError
+
+    def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
+        """Raw values as one fixed-shape array `[rows, *shape]`; missing is NaN, -1 or zeros (see the kind)."""
+        raise NotImplementedError
+
+    def tensor(self, encoded: np.ndarray, fitted: Mapping[str, Any]) -> Tensor:
+        """Encoded rows as the tensor that models and objectives see."""
+        raise NotImplementedError
+
+    def decode(self, values: np.ndarray, fitted: Mapping[str, Any]) -> list[Any]:
+        """Predicted values `[rows]` (class index or standardised number) in the units of the source."""
+        raise NotImplementedError
+
+
+ColumnField = Annotated[SerializeAsAny[Column], BeforeValidator(parser("column"))]
+
+
+class Split(BaseModel):
+    """Which share of the rows is held out. A row's split depends on its key alone, so new rows never move old ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    valid: float = Field(0.15, ge=0, lt=1, description="Share of rows for validation.")
+    test: float = Field(0.15, gt=0, lt=1, description="Share of rows for the final test.")
+    salt: str = Field("", description="Change it to draw another split.")
+
+
+class Dataset(Part):
+    """Where rows come from. Batches are streamed: a source may be larger than memory."""
+
+    columns: dict[str, ColumnField] = Field(description="Typed columns, by the name tasks use for them.", min_length=1)
+    key: str | list[str] | None = Field(
+        None, description="Source column(s) that identify a row for the split; by default all declared columns. Rows with one key stay together."
+    )
+    split: Split = Field(default_factory=Split, description="Shares held out for validation and test.")
+    shard_bytes: int = Field(64 << 20, ge=1 << 12, description="Size at which a prepared shard is closed.")
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Raw record batches holding the named source columns, in the source's own stable order."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the bytes behind the source change; cheap (sizes, mtimes, ETags)."""
+        raise NotImplementedError
+
+    def faults(self, place: str) -> list[Any]:
+        """What can be seen to be wrong without reading rows: a missing file, an unknown column."""
+        return []
+
+
+class Model(Part):
+    """A named `nn.Module` that maps its inputs to a representation `[B, D]`; heads stand on top of it.
+
+    The module takes the input tensors of a task in the order they are named, and has an
+    `out_features: int` attribute, D.
+    """
+
+    def build(self, inputs: Sequence[Mapping[str, Any]]) -> nn.Module:
+        """A fresh module for inputs described by their fitted columns (`kind`, `shape`, `dtype`, ...)."""
+        raise NotImplementedError
+
+
+class Objective(Part):
+    """What a task minimises, as a sum over the rows that count and the number of them."""
+
+    targets: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of target column this objective can be used with."""
+
+    def outputs(self, target: Mapping[str, Any]) -> int:
+        """K, the width of the head for a fitted target column."""
+        raise NotImplementedError
+
+    def count(self, target: Tensor) -> Tensor:
+        """How many rows of `target` `[B]` count: a float32 scalar. Rows whose target is missing don't."""
+        raise NotImplementedError
+
+    def total(self, output_BK: Tensor, target: Tensor) -> Tensor:
+        """The loss summed over the rows that count: a scalar with a gradient, 0 when none does."""
+        raise NotImplementedError
+
+    def predict(self, output_BK: Tensor) -> Tensor:
+        """Scores for metrics: probabilities `[B, K]` for classes, values `[B]` for numbers."""
+        raise NotImplementedError
+
+
+class Optimizer(Part):
+    """Builds a torch optimiser; the learning rate is `lr` times the schedule."""
+
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """Names of the per-parameter state tensors of the optimiser, for checkpoints."""
+
+    def build(self, params: list[nn.Parameter]) -> TorchOptimizer:
+        """A torch optimiser over `params`."""
+        raise NotImplementedError
+
+
+class Balancer(Part):
+    """How the task losses of one step are weighed. Sees losses, and the Gramian of the task gradients if it asks.
+
+    The same numbers reach every rank, so every rank computes the same weights.
+    """
+
+    needs_gram: ClassVar[bool] = False
+
+    def init(self, tasks: Sequence[str]) -> State:
+        """The state before the first step."""
+        return {}
+
+    def weigh(self, loss_T: Tensor, gram_TT: Tensor | None, present_T: Tensor, state: State) -> tuple[Tensor, State]:
+        """Weights for one step and the next state.
+
+        Args:
+            loss_T: mean loss per task over all ranks, float32, detached; 0 where the task is absent.
+            gram_TT: inner products of task gradients, float32, or None unless `needs_gram`.
+            present_T: bool; which tasks this step has rows of.
+
+        Returns:
+            weight_T, float32, 0 where absent; the loss that is differentiated is `(weight_T * loss_T).sum()`.
+        """
+        raise NotImplementedError
+
+
+class Mixer(Part):
+    """Which tasks a step sees: a pure function of (seed, step), never of the rank."""
+
+    def schedule(self, rows_T: np.ndarray, steps: int, seed: int) -> np.ndarray:
+        """`[steps, T]` bool, at least one True a row. `rows_T` are training rows behind each task, int64."""
+        raise NotImplementedError
+
+    def steps(self, rows_T: np.ndarray, groups_T: Sequence[str], epochs: float, batch: int) -> int:
+        """Optimiser steps that make up `epochs`; `groups_T` names the dataset of each task."""
+        raise NotImplementedError
+
+
+class Metric(Part):
+    """How a task is judged. Computed by torchmetrics."""
+
+    higher_is_better: ClassVar[bool] = True
+    targets: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of target column this metric can be used with."""
+
+    def compute(self, score: Tensor, target: Tensor, classes: int) -> float:
+        """The metric over rows: `score` as given by `Objective.predict`, `target` int64 or float32 `[rows]`.
+
+        `classes` is 0 for numbers. NaN where the metric is not defined (one class only, say).
+        """
+        raise NotImplementedError
+
+
+class Store:
+    """Where bytes live, by URI. Not a pydantic part: it is opened from a URI, see `trainer.stores.open_store`.
+
+    Keys are POSIX-like relative paths below the URI the store was opened at.
+    """
+
+    uri: str
+
+    def exists(self, key: str) -> bool:
+        raise NotImplementedError
+
+    def read(self, key: str) -> bytes:
+        """Raises FileNotFoundError if there is no such key."""
+        raise NotImplementedError
+
+    def write(self, key: str, data: bytes) -> None:
+        """Atomic: readers see the old bytes or the new, never a mix."""
+        raise NotImplementedError
+
+    def swap(self, key: str, data: bytes, expect: str | None) -> bool:
+        """Write only if the current version tag is `expect` (None: only if absent). False if someone was faster."""
+        raise NotImplementedError
+
+    def version(self, key: str) -> str | None:
+        """An opaque tag that changes with the bytes of `key` (ETag, digest); None if absent."""
+        raise NotImplementedError
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Keys below `prefix`, sorted."""
+        raise NotImplementedError
+
+    def delete(self, prefix: str) -> None:
+        """Remove a key, or everything below it."""
+        raise NotImplementedError
+
+    def upload(self, folder: Any, prefix: str) -> None:
+        """Copy every file of a local folder below `prefix`; `manifest.json`, if there is one, last."""
+        raise NotImplementedError
+
+    def download(self, prefix: str, folder: Any) -> Any:
+        """A local folder (pathlib.Path) with every file below `prefix`.
+
+        A local store returns its own folder without copying; others fill `folder`, skipping files already
+        there with the right size and SHA-256 (from `manifest.json` where there is one).
+        """
+        raise NotImplementedError
