@@ -110,6 +110,11 @@ class Model(Part):
     `out_features: int` attribute, D.
     """
 
+    takes: ClassVar[frozenset[str] | None] = None
+    """Kinds of input column it can be used with; None: any."""
+    most_inputs: ClassVar[int | None] = None
+    """How many input columns it can be used with; None: any number."""
+
     def build(self, inputs: Sequence[Mapping[str, Any]]) -> nn.Module:
         """A fresh module for inputs described by their fitted columns (`kind`, `shape`, `dtype`, ...)."""
         raise NotImplementedError
@@ -180,12 +185,15 @@ class Balancer(Part):
 class Mixer(Part):
     """Which tasks a step sees: a pure function of (seed, step), never of the rank."""
 
-    def schedule(self, rows_T: np.ndarray, steps: int, seed: int) -> np.ndarray:
-        """`[steps, T]` bool, at least one True a row. `rows_T` are training rows behind each task, int64."""
+    def schedule(self, rows_T: np.ndarray, groups_T: Sequence[str], steps: int, seed: int) -> np.ndarray:
+        """`[steps, T]` bool, at least one True a row.
+
+        `rows_T` are training rows behind each task, int64; `groups_T` names the dataset of each task.
+        """
         raise NotImplementedError
 
     def steps(self, rows_T: np.ndarray, groups_T: Sequence[str], epochs: float, batch: int) -> int:
-        """Optimiser steps that make up `epochs`; `groups_T` names the dataset of each task."""
+        """Optimiser steps that make up `epochs`."""
         raise NotImplementedError
 
 

@@ -1,0 +1,90 @@
+"""The models and heads of a document as one module.
+
+Shape suffixes: B rows, D width of a representation, K outputs of a head, T tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.spec import JointSpec, Task
+
+Fitted = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Fitted columns by dataset and column."""
+
+Batches = Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
+"""A batch of each dataset: its input columns and its target columns."""
+
+
+class Joint(nn.Module):
+    """Trunks shared between tasks, a head for each.
+
+    Weights are named `models.<model>...` and `heads.<task>...`. Tasks with the same dataset, model and inputs
+    share one forward pass of the trunk.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], models: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.models = nn.ModuleDict(models)
+        self.heads = nn.ModuleDict(heads)
+
+    def outputs(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Head outputs `[B, K]` of tasks on one dataset, from its input columns."""
+        found: dict[str, Tensor] = {}
+        trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
+        for (model, columns), names in itertools.groupby(sorted(tasks, key=trunk), key=trunk):
+            z_BD = self.models[model](*(inputs[column] for column in columns))
+            for name in names:
+                found[name] = self.heads[name](z_BD)
+        return found
+
+    def forward(self, tasks: Sequence[str], batches: Batches) -> Tensor:
+        """Summed losses `[T]` of `tasks`, in their order, float32."""
+        totals: dict[str, Tensor] = {}
+        for data, (inputs, targets) in batches.items():
+            here = [name for name in tasks if self.tasks[name].data == data]
+            for name, output_BK in self.outputs(here, inputs).items():
+                task = self.tasks[name]
+                totals[name] = task.objective.total(output_BK, targets[task.target])  # type: ignore[union-attr]
+        return torch.stack([totals[name] for name in tasks])
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that is a pure function of `parts`."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def build(spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, seed: int = 0) -> Joint:
+    """A freshly initialised module for some tasks of a resolved document (default: all).
+
+    Each model and head is initialised from (seed, its name) alone, so that joint and independent
+    training start from the same weights.
+    """
+    chosen = {name: spec.tasks[name] for name in (spec.tasks if tasks is None else tasks)}
+    models: dict[str, nn.Module] = {}
+    heads: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, task in chosen.items():
+            columns = fitted[task.data]
+            if task.model not in models:
+                torch.manual_seed(seed_of(seed, "models", task.model))
+                models[task.model] = spec.models[task.model].build([columns[column] for column in task.inputs])
+            torch.manual_seed(seed_of(seed, "heads", name))
+            outputs = task.objective.outputs(columns[task.target])  # type: ignore[union-attr]
+            heads[name] = head([models[task.model].out_features, *task.hidden, outputs])  # type: ignore[list-item]
+    return Joint(chosen, models, heads)
+
+
+def head(widths: Sequence[int]) -> nn.Module:
+    """Linear layers with GELU between them."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in itertools.pairwise(widths):
+        layers += [nn.GELU(), nn.Linear(width_in, width_out)]
+    return layers[1] if len(layers) == 2 else nn.Sequential(*layers[1:])

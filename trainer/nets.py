@@ -1,0 +1,101 @@
+"""Modules that model parts build from. Imported by their `build` methods only, since it needs torch.
+
+Shape suffixes: B rows, L tokens, C channels, H W pixels, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Flatten(nn.Module):
+    """Any mix of numbers, vectors, images and categories as one row of floats.
+
+    Categories become one-hot rows, all zeros where missing (-1); missing numbers become 0, their mean.
+    """
+
+    def __init__(self, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)  # 0: not a category
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        flat = []
+        for x, classes in zip(inputs, self.classes, strict=True):
+            if classes:
+                hot = nn.functional.one_hot(x.clamp_min(0), classes).to(torch.get_default_dtype())
+                flat.append(hot * (x >= 0)[:, None])
+            else:
+                flat.append(x.reshape(len(x), -1).nan_to_num())
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+
+class Mlp(nn.Module):
+    """Linear layers with an activation and dropout after each."""
+
+    def __init__(self, classes: Sequence[int], widths: Sequence[int], dropout: float, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.flatten = Flatten(classes)
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width_in, width_out), activation()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers)
+        self.out_features = widths[-1]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x_BF = self.flatten(*inputs)
+        return self.layers(x_BF.to(next(self.layers.parameters()).dtype))
+
+
+class ConvTrunk(nn.Module):
+    """Blocks of 3x3 convolution, group norm and GELU; each but the first halves the image, which is pooled to a fixed grid at the end.
+
+    Group norm, since its result for a row does not depend on which other rows a rank holds.
+    """
+
+    def __init__(self, channels_in: int, channels: Sequence[int], grid: int, groups: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for position, width in enumerate(channels):
+            blocks += [
+                nn.Conv2d(channels_in, width, 3, stride=1 if position == 0 else 2, padding=1),
+                nn.GroupNorm(groups, width),
+                nn.GELU(),
+            ]
+            channels_in = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        self.out_features = channels_in * grid * grid
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.pool(self.blocks(x_BCHW.to(self.blocks[0].weight.dtype))).flatten(1)
+
+
+class TextEncoder(nn.Module):
+    """Token and position embeddings, pre-norm transformer layers, mean over the tokens that are there."""
+
+    def __init__(self, vocab: int, longest: int, width: int, layers: int, heads: int, feedforward: int, dropout: float, pad: int) -> None:
+        super().__init__()
+        self.pad = pad
+        self.token = nn.Embedding(vocab, width, padding_idx=pad)
+        self.position = nn.Embedding(longest, width)
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(width, heads, feedforward, dropout, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.dropout = nn.Dropout(dropout)
+        self.out_features = width
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        there_BL = tokens_BL != self.pad
+        # an empty text attends to its first padding token: a row of nothing but -inf would be NaN
+        hidden_BL = ~there_BL
+        hidden_BL[:, 0] = False
+        x_BLD = self.token(tokens_BL) + self.position.weight[: tokens_BL.shape[1]]
+        x_BLD = self.layers(self.dropout(x_BLD), src_key_padding_mask=hidden_BL)
+        kept_BL1 = (~hidden_BL)[..., None].to(x_BLD.dtype)
+        return (x_BLD * kept_BL1).sum(1) / kept_BL1.sum(1)
