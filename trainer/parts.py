@@ -211,6 +211,17 @@ class Metric(Part):
         """
         raise NotImplementedError
 
+    def resampled(self, score: Tensor, target: Tensor, classes: int, count_RN: Tensor) -> Tensor:
+        """`compute` on each of R resamples of the rows at once: `[R]`, NaN where it is not defined.
+
+        `count_RN` says how often each row was drawn, float32 with whole numbers. Only called where
+        `compute` is defined. Override it where sums over rows do: one product instead of R calls.
+        """
+        import torch
+
+        drawn = (torch.repeat_interleave(count_N.long()) for count_N in count_RN)
+        return torch.tensor([self.compute(score[rows], target[rows], classes) for rows in drawn])
+
 
 class Store:
     """Where bytes live, by URI. Not a pydantic part: it is opened from a URI, see `trainer.stores.open_store`.
