@@ -40,20 +40,25 @@ class Joint(nn.Module):
         found: dict[str, Tensor] = {}
         trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
         for (model, columns), names in itertools.groupby(sorted(tasks, key=trunk), key=trunk):
-            z_BD = self.models[model](*(inputs[column] for column in columns))
+            trunk_module = self.models[model]
+            dtype = next((p.dtype for p in trunk_module.parameters()), torch.float32)  # bf16 where the engine made it so
+            z_BD = trunk_module(*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
             for name in names:
                 found[name] = self.heads[name](z_BD)
         return found
 
-    def forward(self, tasks: Sequence[str], batches: Batches) -> Tensor:
-        """Summed losses `[T]` of `tasks`, in their order, float32."""
+    def forward(self, tasks: Sequence[str], batches: Batches, outputs: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Summed losses `[T]` of `tasks`, in their order, float32; with `outputs` also what the heads gave."""
         totals: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         for data, (inputs, targets) in batches.items():
             here = [name for name in tasks if self.tasks[name].data == data]
             for name, output_BK in self.outputs(here, inputs).items():
                 task = self.tasks[name]
                 totals[name] = task.objective.total(output_BK, targets[task.target])  # type: ignore[union-attr]
-        return torch.stack([totals[name] for name in tasks])
+                found[name] = output_BK
+        total_T = torch.stack([totals[name] for name in tasks])
+        return (total_T, found) if outputs else total_T
 
 
 def seed_of(*parts: object) -> int:

@@ -48,7 +48,8 @@ class Mlp(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x_BF = self.flatten(*inputs)
-        return self.layers(x_BF.to(next(self.layers.parameters()).dtype))
+        # one-hot categories come as float32 whatever the precision of the layers
+        return self.layers(x_BF.to(self.layers[0].weight.dtype))
 
 
 class ConvTrunk(nn.Module):
@@ -72,7 +73,7 @@ class ConvTrunk(nn.Module):
         self.out_features = channels_in * grid * grid
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.pool(self.blocks(x_BCHW.to(self.blocks[0].weight.dtype))).flatten(1)
+        return self.pool(self.blocks(x_BCHW)).flatten(1)
 
 
 class TextEncoder(nn.Module):

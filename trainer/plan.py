@@ -1,0 +1,187 @@
+"""From a document to what is done: steps, schedules, DeepSpeed's configuration, baselines, memory. Pure; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from trainer.spec import JointSpec, Task, Train, digest
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """What one phase does, the same on every rank.
+
+    T tasks, in the order of the document.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    data: tuple[str, ...]
+    steps: int
+    present_ST: np.ndarray
+    """bool `[steps, T]`: which tasks each step sees."""
+
+    @cached_property
+    def present_SD(self) -> np.ndarray:
+        """bool `[steps, D]`: which datasets each step draws from."""
+        names = list(dict.fromkeys(self.data))
+        columns = [np.array([d == name for d in self.data]) for name in names]
+        return np.stack([self.present_ST[:, c].any(1) for c in columns], 1)
+
+    @cached_property
+    def drawn_SD(self) -> np.ndarray:
+        """int64 `[steps + 1, D]`: how often each dataset was drawn before a step."""
+        zero = np.zeros((1, self.present_SD.shape[1]), dtype=np.int64)
+        return np.concatenate([zero, self.present_SD.cumsum(0, dtype=np.int64)])
+
+    @property
+    def datasets(self) -> list[str]:
+        """Dataset names in the order of the columns of `present_SD`."""
+        return list(dict.fromkeys(self.data))
+
+    def validate_every(self, train: Train) -> int:
+        """Steps between validations."""
+        return train.validate_every or max(1, self.steps // 20)
+
+
+def plan_phase(spec: JointSpec, phase: str, rows: Mapping[str, int], seed: int) -> PhasePlan:
+    """The plan of a phase, given the training rows of each dataset."""
+    part = spec.phases[phase]
+    tasks = spec.phase_tasks(phase)
+    data = [spec.tasks[task].data for task in tasks]
+    rows_T = np.array([rows[name] for name in data], dtype=np.int64)
+    steps = part.steps or part.mixer.steps(rows_T, data, part.epochs or 1.0, spec.train.batch)
+    key = int(digest("mixer", seed, phase)[:15], 16)
+    return PhasePlan(phase, tuple(tasks), tuple(data), steps, part.mixer.schedule(rows_T, data, steps, key))
+
+
+def task_steps(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) -> dict[str, int]:
+    """Optimiser steps that train `task`, by phase."""
+    found = {}
+    for phase in spec.phases:
+        if task in spec.phase_tasks(phase):
+            plan = plan_phase(spec, phase, rows, seed)
+            found[phase] = int(plan.present_ST[:, plan.tasks.index(task)].sum())
+    return found
+
+
+def independent(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) -> JointSpec:
+    """The document that trains `task` alone: same model, same data, as many steps as the joint run gives it."""
+    chosen: Task = spec.tasks[task]
+    phases = {
+        name: spec.phases[name].model_dump(mode="json")
+        | {"tasks": [task], "epochs": None, "steps": max(1, steps), "mixer": {"kind": "all"}, "balancer": {"kind": "equal"}, "train": [chosen.model]}
+        for name, steps in task_steps(spec, task, rows, seed).items()
+    }
+    document = spec.to_json()
+    document |= {
+        "data": {chosen.data: document["data"][chosen.data]},
+        "models": {chosen.model: document["models"][chosen.model]},
+        "tasks": {task: document["tasks"][task]},
+        "phases": phases,
+        "compare": {"independent": False},
+        "observe": {},
+    }
+    return JointSpec.model_validate(document)
+
+
+def train_relevant(spec: JointSpec) -> dict[str, Any]:
+    """The part of a document that a trained model depends on: what a training key is made from."""
+    document = spec.to_json()
+    train = {name: value for name, value in document["train"].items() if name != "checkpoint"}
+    return {
+        "models": document["models"],
+        "tasks": document["tasks"],
+        "phases": document["phases"],
+        "train": train,
+        "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node],
+    }
+
+
+def uses_deepspeed(train: Train, ranks: int, device: str) -> bool:
+    """Whether there is anything for DeepSpeed to do: ranks to reduce over, low precision, or offloading."""
+    offloads = train.zero.offload_optimizer != "none" or train.zero.offload_param != "none"
+    return ranks > 1 or offloads or precision(train, device) != "fp32"
+
+
+def precision(train: Train, device: str) -> str:
+    """The precision that `auto` stands for on a device."""
+    if train.precision != "auto":
+        return train.precision
+    if device == "cuda":
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "fp32"
+
+
+def deepspeed_config(train: Train, ranks: int, device: str) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from the document; nobody writes one by hand.
+
+    In low precision DeepSpeed keeps its float32 master copies in a sharded optimiser, so stage 0 becomes 1.
+    """
+    kind = precision(train, device)
+    stage = max(train.zero.stage, 0 if kind == "fp32" else 1)
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": train.zero.overlap_comm,
+        "reduce_bucket_size": train.zero.reduce_bucket_elements,
+        "allgather_bucket_size": train.zero.allgather_bucket_elements,
+    }
+    if stage == 3:
+        del zero["allgather_bucket_size"]
+        zero["stage3_gather_16bit_weights_on_model_save"] = False
+    if train.zero.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": train.zero.offload_optimizer}
+    if train.zero.offload_param != "none":
+        zero["offload_param"] = {"device": train.zero.offload_param}
+    return {
+        "train_batch_size": (train.batch // (ranks * train.accumulate)) * ranks * train.accumulate,
+        "train_micro_batch_size_per_gpu": train.batch // (ranks * train.accumulate),
+        "gradient_accumulation_steps": train.accumulate,
+        # written always: left out, DeepSpeed clips at 1.0 without a word
+        "gradient_clipping": train.clip or 0.0,
+        "zero_optimization": zero,
+        "bf16": {"enabled": kind == "bf16"},
+        "fp16": {"enabled": kind == "fp16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def model_state_bytes(parameters: int, train: Train, ranks: int, optimizer_states: int, device: str) -> dict[str, int]:
+    """Bytes per rank that parameters, gradients and optimiser state take, activations not counted.
+
+    Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, SC 2020, section 3.
+    """
+    kind = precision(train, device)
+    low = 4 if kind == "fp32" else 2
+    stage = deepspeed_config(train, ranks, device)["zero_optimization"]["stage"] if uses_deepspeed(train, ranks, device) else 0
+    # a sharded or low-precision optimiser works on a float32 copy of its own
+    master = 4 if stage else 0
+    return {
+        "parameters": parameters * low // (ranks if stage == 3 else 1),
+        "gradients": parameters * low // (ranks if stage >= 2 else 1),
+        "optimizer": parameters * (master + 4 * optimizer_states) // (ranks if stage >= 1 else 1),
+    }
+
+
+def learning_rate(spec: JointSpec, peak: float, step: int, steps: int) -> float:
+    """Learning rate of `step` (from 0) of a phase: a linear warm-up, then the schedule's shape down to its floor.
+
+    Source: cosine as in Loshchilov & Hutter, SGDR, ICLR 2017.
+    """
+    schedule = spec.train.schedule
+    warmup = int(schedule.warmup * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + float(np.cos(np.pi * done)))}[schedule.kind]
+    return peak * (schedule.floor + (1 - schedule.floor) * shape)

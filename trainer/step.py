@@ -1,0 +1,100 @@
+"""ONE training step, top to bottom, whatever the kind of joint training.
+
+    micro-batches → forward → (sum, count) → reduce → weigh → backward → clip → optimiser
+
+Shape suffixes: T tasks of the phase, P tasks present in this step, A micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.engine import Engine
+from trainer.joint import Batches
+from trainer.parts import Balancer, State
+from trainer.spec import Task
+from trainer.world import World
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What a step tells observers; the same on every rank."""
+
+    total_T: Tensor
+    """Losses summed over rows, ranks and micro-batches."""
+    count_T: Tensor
+    """Rows that counted."""
+    weight_T: Tensor
+    """Weights, averaged over micro-batches."""
+    asked: Tensor
+    """`[2]`: how many ranks ask for a stop, and for a checkpoint."""
+
+
+def joint_step(
+    engine: Engine,
+    world: World,
+    tasks: dict[str, Task],
+    present: Sequence[int],
+    micro_batches: Sequence[Batches],
+    balancer: Balancer,
+    state: State,
+    lr: float,
+    asks: tuple[bool, bool],
+) -> tuple[StepLog, State]:
+    """Train one step and return what happened and the balancer's next state.
+
+    Every task's loss is the sum over all rows of the step divided by their number, over all ranks and
+    micro-batches; ranks may hold unequal rows, and rows without a target don't count.
+
+    Args:
+        tasks: the tasks of the phase, in order.
+        present: positions in `tasks` of those that this step sees; the same on every rank.
+        micro_batches: this rank's rows; at least one row of each dataset in each.
+        asks: whether this rank asks for a stop, and for a checkpoint.
+    """
+    names = list(tasks)
+    seen = [names[t] for t in present]
+    index = torch.tensor(present)
+    present_T = torch.zeros(len(names), dtype=torch.bool)
+    present_T[index] = True
+    asked = torch.tensor([float(a) for a in asks])
+    rows = [_counts(tasks, seen, batches) for batches in micro_batches]
+    device = world.device
+
+    several = len(micro_batches) > 1
+    count_P = torch.stack(rows).sum(0)
+    if several:  # the divisor is that of the whole step, so it is needed before the first backward pass
+        count_P, asked = (v.cpu() for v in world.sum(count_P.to(device), asked.to(device)))
+
+    total_P = torch.zeros(len(seen))
+    weight_T = torch.zeros(len(names))
+    for micro, batches in enumerate(micro_batches):
+        sums_P = engine.losses(seen, batches)
+        found = sums_P.detach().float()
+        micro_P = rows[micro]
+        if not several:
+            found, count_P, asked = (v.cpu() for v in world.sum(found, count_P.to(device), asked.to(device)))
+            micro_P = count_P
+        elif world.size > 1:
+            found, micro_P = (v.cpu() for v in world.sum(found, micro_P.to(device)))
+        found = found.cpu()
+        total_P += found
+        loss_T = torch.zeros(len(names)).index_copy(0, index, found / micro_P.clamp_min(1))
+        weigh_T, state = balancer.weigh(loss_T, None, present_T, state)
+        weight_T += weigh_T / len(micro_batches)
+        # engines average gradients over ranks: times the world size, the sum over ranks is left
+        scale_P = weigh_T[index] * world.size / count_P.clamp_min(1)
+        engine.backward((sums_P * scale_P.to(sums_P)).sum())
+        engine.step(lr, boundary=micro == len(micro_batches) - 1)
+
+    zeros_T = torch.zeros(len(names))
+    return StepLog(zeros_T.index_copy(0, index, total_P), zeros_T.index_copy(0, index, count_P), weight_T, asked), state
+
+
+def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches) -> Tensor:
+    """Rows of a micro-batch that count, `[P]` float32."""
+    return torch.stack([tasks[name].objective.count(batches[tasks[name].data][1][tasks[name].target]).cpu() for name in seen])  # type: ignore[union-attr]

@@ -1,0 +1,95 @@
+"""The ranks of a training run: who I am, on which device, and what all ranks agree on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.errors import LaunchError, Stopped
+
+
+@dataclass
+class World:
+    """One rank's view of all ranks. Created by `open_world`, once a process."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    stop_asked: bool = field(default=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and events."""
+        return self.rank == 0
+
+    def sum(self, *vectors: Tensor) -> list[Tensor]:
+        """Each float32 vector summed over ranks, in one collective."""
+        if self.size == 1:
+            return list(vectors)
+        packed = torch.cat(vectors)
+        dist.all_reduce(packed)
+        return list(packed.split([len(v) for v in vectors]))
+
+    def gather(self, thing: Any) -> list[Any]:
+        """`thing` of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def open_world(gpus_per_node: int) -> World:
+    """The world that torchrun's environment describes; one rank where there is none.
+
+    SIGTERM and SIGINT only set `stop_asked`: the loop agrees on a stop at a step boundary.
+
+    Raises:
+        LaunchError: if GPUs are asked for that are not there.
+    """
+    rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if gpus_per_node:
+        found = torch.cuda.device_count()
+        if found <= local_rank:
+            raise LaunchError.at("cluster.gpus_per_node", f"asks for {gpus_per_node} GPUs, this machine shows {found}", "set it to 0 to train on CPUs")
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        device = torch.device("cpu")
+    world = World(rank, size, local_rank, device)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        world.stop_asked = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    if size > 1:
+        from trainer.engine import init_distributed
+
+        init_distributed(device)
+    return world
+
+
+def stop_if_asked(world: World) -> None:
+    """Raise Stopped on every rank if any was asked to stop. Collective."""
+    if any(world.gather(world.stop_asked)):
+        raise Stopped("asked to stop")
