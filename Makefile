@@ -1,0 +1,67 @@
+# make run          train examples/01-digits.yaml jointly and say whether it paid off; SPEC=... trains another
+# make test         every test
+# make check        style, types and the arrows of docs/architecture.md
+# make benchmark    side by side with plain PyTorch and with independent training
+# make docs         docs/spec.md from the models
+# make lock         write requirements.lock again; UPGRADE=1 takes the newest versions
+# make image        the container image, with docker, podman or buildah
+#
+# Each installs what it needs into .venv, from requirements.lock. PYTHON=... names the Python to make it with.
+
+SPEC ?= examples/01-digits.yaml
+TESTS ?= tests
+IMAGE ?= cotrain:dev
+BIN := .venv/bin
+PIP := DS_BUILD_OPS=0 PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: run test check benchmark docs lock image venv
+.DELETE_ON_ERROR:
+
+run: .venv/.runtime
+	$(BIN)/cotrain run $(SPEC)
+
+test: .venv/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+benchmark: .venv/.runtime
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/joint.py
+	$(BIN)/python benchmarks/pipeline.py
+
+docs: .venv/.runtime
+	$(BIN)/python scripts/docs.py
+
+lock: .venv/.dev
+	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
+
+image:
+	@engine=$$(command -v docker || command -v podman || command -v buildah) || { echo "make image needs docker, podman or buildah" >&2; exit 1; }; \
+	set -x; $$engine build $(BUILD_ARGS) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t $(IMAGE) .
+
+venv: .venv/.dev
+
+# The build tools come first: DeepSpeed is published as sources. They are pure Python here, no compiler is needed.
+.venv/.runtime: requirements.lock pyproject.toml
+	@python='$(PYTHON)'; \
+	for found in $${python:-python3.11 python3 python3.12 python3.13}; do $$found -c '$(NEW_ENOUGH)' 2>/dev/null && break; found=; done; \
+	if [ -z "$$found" ]; then \
+	  echo "cotrain needs Python 3.11 or newer; $${python:-python3} says: $$($${python:-python3} --version 2>&1)" >&2; \
+	  echo "    fix: install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	[ -x $(BIN)/python ] || $$found -m venv .venv
+	@echo "installing into .venv what requirements.lock names: about 2 GB, a minute or more"
+	@$(PIP) install --quiet -c requirements.lock pip setuptools wheel
+	@$(PIP) install --quiet -c requirements.lock --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	@echo "installing into .venv what the tests need besides"
+	@$(PIP) install --quiet -c requirements.lock --no-build-isolation -e '.[dev]'
+	@touch $@
