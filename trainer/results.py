@@ -29,8 +29,8 @@ _CODE = {
     "data": (*_SHARED_CODE, "prepare.py", "datasets"),
     "train": (*_SHARED_CODE, "models", "objectives", "optimizers", "balancers", "mixers",
               "order.py", "joint.py", "engine.py", "step.py", "run.py", "plan.py", "checkpoint.py"),
-    "score": (*_SHARED_CODE, "models", "objectives", "joint.py", "metrics", "evaluate.py", "predict.py"),
-    "compare": ("results.py", "metrics", "compare.py"),
+    "score": (*_SHARED_CODE, "models", "objectives", "joint.py", "metrics", "bootstrap.py", "evaluate.py", "predict.py"),
+    "compare": ("results.py", "parts.py", "metrics", "bootstrap.py", "evaluate.py", "gates.py", "compare.py"),
     "report": ("results.py", "report.py", "templates"),
 }  # fmt: skip
 

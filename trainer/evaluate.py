@@ -1,0 +1,269 @@
+"""How good every model of one task is on the test rows: scores with intervals, and the predictions they come from.
+
+Shape suffixes: N test rows whose target is there, K classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.bootstrap import interval, resample
+from trainer.errors import CotrainError, UserError
+from trainer.parts import Metric
+from trainer.results import Result, key_of, keyed, read_manifest
+from trainer.spec import JointSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH = 256
+_MOST_CONFUSION = 256
+
+
+class Champion(Protocol):
+    """The promoted model, as `trainer.predict.load` gives it."""
+
+    spec: JointSpec
+    fitted: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def scores(self, task: str, batches: Iterable[pa.RecordBatch]) -> np.ndarray:
+        """Probabilities `[rows, its classes]`, or values `[rows]` in the units of the source, for raw rows."""
+
+
+def evaluate_task(
+    task: str,
+    spec: JointSpec,
+    joint: Sequence[Path],
+    independent: Sequence[Path],
+    data: Path,
+    root: str,
+    champion: tuple[str, Champion] | None = None,
+) -> Result:
+    """Score every model of a task on the same test rows. Found again if nothing it depends on has changed.
+
+    Args:
+        task: its name in `spec`, which says the metrics and how intervals are made.
+        joint, independent: folders of training results, one a seed.
+        data: folder of the prepared dataset of the task.
+        root: where results are kept.
+        champion: version and model that is promoted now. A version stands for its bytes.
+
+    Returns:
+        `scores.json` and `predictions-*.arrow`, see docs/architecture.md.
+
+    Raises:
+        CotrainError: if a model was trained on other data than `data` holds, or without this task.
+    """
+    manifest = read_manifest(data)
+    runs = {role: [_run(folder, task) for folder in folders] for role, folders in (("joint", joint), ("independent", independent))}
+    for run in [*runs["joint"], *runs["independent"]]:
+        trained_on = run["data"][spec.tasks[task].data]["digest"]
+        if trained_on != manifest["digest"]:
+            raise CotrainError(f"{task}: the model {run['key']} was trained on data {trained_on}, not on {manifest['digest']} of {data}")
+    metrics = metrics_of(spec, task)
+    key = key_of(
+        "score", task, spec.tasks[task].data, spec.tasks[task].target, manifest["digest"],
+        {role: [run["key"] for run in found] for role, found in runs.items()},
+        {name: metric.model_dump(mode="json") for name, metric in metrics.items()},
+        spec.compare.confidence, spec.compare.resamples, champion[0] if champion else None,
+    )  # fmt: skip
+
+    def make(folder: Path) -> dict[str, Any]:
+        folders = {"joint": joint, "independent": independent}
+        trained = [(role, run, place) for role in runs for run, place in zip(runs[role], folders[role], strict=True)]
+        _score(task, spec, metrics, trained, champion, data, folder)
+        return {"task": task, "data": manifest["digest"]}
+
+    return keyed(root, "score", key, make)
+
+
+def metrics_of(spec: JointSpec, task: str) -> dict[str, Metric]:
+    """The metrics of a task by name, the primary one first. `spec` is resolved (`trainer.check`)."""
+    return {metric.kind: metric for metric in spec.tasks[task].metrics or []}
+
+
+def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
+    """Score (`[N, K]` or `[N]`) and target `[N]` of a `predictions-*.arrow`."""
+    import torch
+
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+        target = table["target"].to_numpy()
+        score = table["score"].combine_chunks()
+        if pa.types.is_fixed_size_list(score.type):
+            found = score.flatten().to_numpy(zero_copy_only=False).reshape(len(target), score.type.list_size)
+        else:
+            found = score.to_numpy(zero_copy_only=False)
+        integer = pa.types.is_integer(table.schema.field("target").type)
+        return torch.tensor(found), torch.tensor(target, dtype=torch.int64 if integer else torch.float32)
+
+
+def why_undefined(score: Tensor, target: Tensor) -> str:
+    """Why a metric may be NaN on these rows, in words."""
+    if not len(target):
+        return "no test row has a target"
+    if not score.isfinite().all():
+        return "its predictions are not finite: training diverged"
+    if len(target.unique()) == 1:
+        return f"all {len(target)} test rows have the same target"
+    return f"it is not defined on these {len(target)} predictions"
+
+
+def _run(folder: Path, task: str) -> dict[str, Any]:
+    run = json.loads((folder / "result.json").read_text())
+    if task not in run["tasks"]:
+        raise CotrainError(f"the model {run['key']} in {folder} was trained on {', '.join(run['tasks'])}, not on {task}")
+    return run
+
+
+def _score(
+    task: str, spec: JointSpec, metrics: Mapping[str, Metric], trained: Sequence[tuple[str, Mapping[str, Any], Path]],
+    champion: tuple[str, Champion] | None, data: Path, folder: Path,
+) -> None:  # fmt: skip
+    """Fill a folder with the predictions and scores of every model."""
+    import torch
+
+    from trainer.shards import Split
+
+    manifest, fitted = read_manifest(data), json.loads((data / "fitted.json").read_text())
+    name = spec.tasks[task].target
+    column, target_fitted = spec.data[spec.tasks[task].data].columns[name], fitted[name]
+    split = Split(data, manifest, "test")
+    target = column.tensor(split.gather(name, np.arange(len(split))), target_fitted)
+    there = (target >= 0) if column.kind == "category" else target.isfinite()
+    labels = [_written(label) for label in target_fitted["classes"]] if column.kind == "category" else []
+    if column.kind == "number":
+        target = _in_source_units(target, column, target_fitted)
+
+    models = []
+    for role, run, place in trained:
+        about = {"role": role, "seed": run["seed"], "train_key": run["key"]}
+        models.append((about, outputs(task, place, run, split, np.flatnonzero(there))))
+    status, note = ("none", "no model is promoted") if champion is None else ("scored", None)
+    if champion is not None:
+        found, status, note = _champion_scores(task, spec, champion[1], labels, data, manifest)
+        if found is not None:
+            models.append(({"role": "champion", "seed": None, "train_key": None}, torch.from_numpy(found)[there]))
+
+    target = target[there]
+    spread = resample(metrics, [score for _, score in models], target, len(labels), spec.compare.resamples)
+    entries: dict[str, list[dict[str, Any]]] = {"joint": [], "independent": [], "champion": []}
+    for (about, score), values in zip(models, spread, strict=True):
+        role, seed = about.pop("role"), about["seed"]
+        file = f"predictions-{role}-{seed or 0}.arrow"
+        _write_predictions(folder / file, score, target, labels)
+        judged = {}
+        for metric, part in metrics.items():
+            low, high = interval(values[metric], spec.compare.confidence)
+            judged[metric] = {"value": finite(part.compute(score, target, len(labels))), "low": finite(low), "high": finite(high)}
+        entries[role].append({**about, "confusion": _confusion(score, target, len(labels)), "metrics": judged, "predictions": file})
+    scores = {
+        "task": task, "target": column.kind, "classes": labels, "rows": len(target), "rows_without_target": len(split) - len(target),
+        "primary": next(iter(metrics)), "higher_is_better": {metric: part.higher_is_better for metric, part in metrics.items()},
+        "champion_version": champion[0] if champion else None, "champion_status": status, "champion_note": note, "models": entries,
+    }  # fmt: skip
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1, allow_nan=False))
+
+
+def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> Tensor:
+    """Scores of a trained model on rows of a split: probabilities `[N, K]`, or values `[N]` in the units of the source, float32."""
+    import torch
+    from safetensors.torch import load_file
+
+    from trainer.joint import build
+
+    document = JointSpec.model_validate(run["spec"])
+    said = document.tasks[task]
+    columns, fitted = document.data[said.data].columns, run["fitted"][said.data]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = build(document, run["fitted"], run["tasks"])
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    module.to(device).eval()
+    objective = module.tasks[task].objective
+    assert objective is not None  # the document of a run is resolved
+    blocks = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            inputs = {name: columns[name].tensor(split.gather(name, some), fitted[name]).to(device) for name in said.inputs}
+            blocks.append(objective.predict(module.outputs([task], inputs)[task]).float().cpu())
+    if columns[said.target].kind == "category":
+        return torch.cat([torch.empty(0, len(fitted[said.target]["classes"])), *blocks])
+    return _in_source_units(torch.cat([torch.empty(0), *blocks]), columns[said.target], fitted[said.target])
+
+
+def _in_source_units(values: Tensor, column: Any, fitted: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    # decode gives None for NaN, which numpy turns back
+    return torch.from_numpy(np.array(column.decode(values.numpy(), fitted), dtype=np.float32))
+
+
+def _champion_scores(
+    task: str, spec: JointSpec, model: Champion, labels: Sequence[str], data: Path, manifest: Mapping[str, Any]
+) -> tuple[np.ndarray | None, str, str | None]:
+    """Scores of the promoted model on all test rows in our order of classes, or None; a status; what to know about them."""
+    if task not in model.spec.tasks:
+        return None, "unknown_task", f"the champion does not know the task '{task}', only {', '.join(model.spec.tasks)}"
+    ours, theirs = spec.tasks[task], model.spec.tasks[task]
+    kind, other = (document.data[said.data].columns[said.target].kind for document, said in ((spec, ours), (model.spec, theirs)))
+    if (ours.target, kind) != (theirs.target, other):
+        return None, "unfit", f"the champion's task '{task}' predicts the {other} '{theirs.target}', not the {kind} '{ours.target}'"
+    try:
+        found = np.asarray(model.scores(task, _raw_rows(data, manifest)), dtype=np.float32)
+    except UserError as error:
+        return None, "unfit", f"the champion can't read these rows: {error.faults[0].place}: {error.faults[0].finding}"
+    if len(found) != manifest["rows"]["test"]:
+        raise CotrainError(f"{task}: the champion gave {len(found)} predictions for {manifest['rows']['test']} test rows")
+    if kind == "category":
+        known = {_written(label): k for k, label in enumerate(model.fitted[theirs.data][theirs.target]["classes"])}
+        # a class that the champion never saw gets no probability from it
+        found = np.stack([found[:, known[label]] if label in known else np.zeros(len(found), np.float32) for label in labels], 1)
+    before, now = model.spec.data[theirs.data], spec.data[ours.data]
+    if (before.split, before.key) != (now.split, now.key):
+        return found, "scored", "the champion was trained with another split: it may have learnt from these test rows"
+    return found, "scored", None
+
+
+def _raw_rows(data: Path, manifest: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    """The test rows as they were in the source, a batch at a time, in the order of the test split."""
+    from trainer.shards import Split
+
+    for shard in Split(data, manifest, "raw-test").batches():
+        yield from (shard.slice(start, BATCH) for start in range(0, len(shard), BATCH))
+
+
+def _write_predictions(path: Path, score: Tensor, target: Tensor, labels: Sequence[str]) -> None:
+    values = pa.array(score.numpy().ravel(), pa.float32())
+    table = pa.table({
+        "target": pa.array(target.numpy(), pa.int32() if labels else pa.float32()),
+        "score": pa.FixedSizeListArray.from_arrays(values, len(labels)) if labels else values,
+    })  # fmt: skip
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _confusion(score: Tensor, target: Tensor, classes: int) -> list[list[int]] | None:
+    """Rows by class (down) and most probable class (across); None for numbers and for more classes than anyone reads."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    if not 2 <= classes <= _MOST_CONFUSION or not score.isfinite().all():
+        return None
+    return multiclass_confusion_matrix(score.argmax(1), target, classes, validate_args=False).tolist()
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON has it: null for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _written(label: Any) -> str:
+    """A label as `Category` writes it: what labels of two models are compared by."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
