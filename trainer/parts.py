@@ -9,6 +9,7 @@ Shape suffixes: B rows of a batch, T tasks, K outputs of a head, D width of a re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
@@ -33,6 +34,19 @@ class Part(BaseModel):
     kind: str
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with some values of a column."""
+
+    problem: str
+    """Reads on after 'the values ...', such as 'are not numbers'."""
+    remedy: str
+    rows: np.ndarray
+    """int64 positions of the values, ascending."""
+    found: Sequence[str] = ()
+    """What was found in the first of `rows`, where the raw value does not say it."""
+
+
 class Column(Part):
     """A typed column of a dataset: how its values are checked, summarised, encoded and turned into tensors.
 
@@ -40,18 +54,37 @@ class Column(Part):
     `finish` turns it into the JSON that travels with the model.
     """
 
+    modality: ClassVar[bool] = False
+    """Whether this is an input by nature, as an image is: what equal rows are recognised by."""
+
     source: str | None = Field(None, description="Name of the column in the source, where it differs.")
 
-    def findings(self, values: pa.Array) -> list[str]:
-        """What is wrong with these raw values; empty when nothing is."""
+    def checks(self, values: pa.Array) -> list[Finding]:
+        """What is wrong with which of these raw values; empty when nothing is."""
         raise NotImplementedError
 
+    def findings(self, values: pa.Array) -> list[str]:
+        """`checks` in words, a line each, with the first row that shows it (counted from 0)."""
+        words = []
+        for finding in self.checks(values):
+            first = int(finding.rows[0])
+            found = finding.found[0] if finding.found else repr(values[first].as_py())[:60]
+            words.append(f"{len(finding.rows)} of {len(values)} {finding.problem}: row {first} is {found}")
+        return words
+
+    def missing(self, values: pa.Array) -> np.ndarray:
+        """`[rows]` bool: which raw values are absent."""
+        return values.is_null().to_numpy(zero_copy_only=False)
+
     def observe(self, values: pa.Array, state: State) -> State:
-        """Add raw training values to the summary. Starts from `{}`."""
+        """Add raw training values to the summary. Starts from `{}`. Raises ValueError for what can't be summarised."""
         raise NotImplementedError
 
     def finish(self, state: State) -> dict[str, Any]:
-        """The summary as JSON: `shape` and `dtype` of one encoded value, and what `encode` and `decode` need."""
+        """The summary as JSON: `shape` and `dtype` of one encoded value, and what `encode` and `decode` need.
+
+        Raises ValueError where the training rows don't say enough.
+        """
         raise NotImplementedError
 
     def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
@@ -65,6 +98,14 @@ class Column(Part):
     def decode(self, values: np.ndarray, fitted: Mapping[str, Any]) -> list[Any]:
         """Predicted values `[rows]` (class index or standardised number) in the units of the source."""
         raise NotImplementedError
+
+    def tally(self, values: pa.Array, encoded: np.ndarray, fitted: Mapping[str, Any], state: State) -> State:
+        """Add rows of one split to what the data report says of them. Starts from `{}`."""
+        return state
+
+    def describe(self, state: State, fitted: Mapping[str, Any]) -> dict[str, Any]:
+        """What the data report says of this column in one split, as JSON."""
+        return {}
 
 
 ColumnField = Annotated[SerializeAsAny[Column], BeforeValidator(parser("column"))]

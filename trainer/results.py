@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 _HERE = Path(__file__).parent
 _SHARED_CODE = ("parts.py", "spec.py", "results.py", "columns", "shards.py")
 _CODE = {
-    "data": (*_SHARED_CODE, "prepare.py", "datasets"),
+    "data": (*_SHARED_CODE, "prepare.py", "rowhash.py", "duplicates.py", "datasets"),
     "train": (*_SHARED_CODE, "models", "objectives", "optimizers", "balancers", "mixers",
               "order.py", "joint.py", "engine.py", "step.py", "run.py", "plan.py", "checkpoint.py"),
     "score": (*_SHARED_CODE, "models", "objectives", "joint.py", "metrics", "bootstrap.py", "evaluate.py", "predict.py"),
