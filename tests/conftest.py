@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["s3_server"]
+
 # before anything imports torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
