@@ -32,7 +32,7 @@ class Task(Section):
 
     data: str = Field(description="Dataset, by name.")
     model: str = Field(description="Model whose representation the task's head stands on, by name.")
-    input: str | list[str] = Field(description="Column or columns that the model sees.")
+    input: str | Annotated[list[str], Field(min_length=1)] = Field(description="Column or columns that the model sees.")
     target: str = Field(description="Column to predict.")
     objective: ObjectiveField | None = Field(None, description="Default: cross_entropy for a category, mse for a number.")
     metrics: list[MetricField] | None = Field(
@@ -54,7 +54,7 @@ class Phase(Section):
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimiser steps. Give this or `epochs`.")
     mixer: MixerField = Field("all", description="Which tasks a step sees.")  # type: ignore[assignment]
     balancer: BalancerField = Field("equal", description="How task losses are weighed.")  # type: ignore[assignment]
-    train: list[str] | None = Field(None, description="Models that learn; the others are frozen. Default: all that the tasks use.")
+    train: list[str] | None = Field(None, description="Models that learn; the others are frozen, and with [] only heads learn. Default: all that the tasks use.")
     optimizer: OptimizerField | None = Field(None, description="Instead of `train.optimizer`.")
 
 
