@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,8 +76,10 @@ CATALOG: dict[str, dict[str, str]] = {
 
 
 def load(reference: str) -> Any:
-    """The object behind 'package.module:name'."""
+    """The object behind 'package.module:name', also of a module in the current folder."""
     module, _, name = reference.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command does not have it there
+        sys.path.append(os.getcwd())
     return getattr(importlib.import_module(module), name)
 
 

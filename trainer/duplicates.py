@@ -59,7 +59,7 @@ class Duplicates:
         pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
         total = {"groups": 0, "rows": 0}
         within = dict.fromkeys(names, 0)
-        across = {pair: 0 for pair in pairs}
+        across = dict.fromkeys(pairs, 0)
         conflicts = {"groups": 0, "rows": 0}
         shown: dict[Any, list[tuple[int, Any]]] = {"all": [], "conflicts": [], **{pair: [] for pair in pairs}}
         for file in sorted(self._folder.glob("*.rows")):

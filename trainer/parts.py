@@ -303,6 +303,10 @@ class Store:
         """Copy every file of a local folder below `prefix`; `manifest.json`, if there is one, last."""
         raise NotImplementedError
 
+    def fetch(self, key: str, file: Any) -> None:
+        """Copy one key to a local file (pathlib.Path). Raises FileNotFoundError if there is no such key."""
+        file.write_bytes(self.read(key))
+
     def download(self, prefix: str, folder: Any) -> Any:
         """A local folder (pathlib.Path) with every file below `prefix`.
 

@@ -28,7 +28,7 @@ class Category(Column):
 
     kind: Literal["category"] = "category"
     classes: list[bool | int | str] | Annotated[int, Field(ge=1, le=_MOST_CLASSES)] | None = Field(
-        None, description="The labels, or how many there are (0 to n - 1); any other is a fault. Default: those of the training rows, sorted."
+        None, description="The labels, or how many (0 to n - 1); others are faults. Default: those of the training rows, sorted."
     )
 
     @field_validator("classes")
@@ -46,7 +46,8 @@ class Category(Column):
         values = _plain(values)
         if not _is_scalar(values.type):
             rows = np.flatnonzero(values.is_valid())
-            return [Finding(f"are not labels but {values.type}", "use a column of text, whole numbers or booleans", rows)] if len(rows) else []
+            problem = f"are not labels but {values.type}"
+            return [Finding(problem, "use a column of text, whole numbers or booleans", rows)] if len(rows) else []
         found = []
         if pa.types.is_floating(values.type):
             number = values.to_numpy(zero_copy_only=False)
@@ -60,7 +61,8 @@ class Category(Column):
             rows = np.setdiff1d(rows, found[0].rows) if found else rows
             if len(rows):
                 some = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-                found.append(Finding(f"are none of the {len(known)} classes ({some})", "correct the rows, or add the label to `classes`", rows))
+                problem = f"are none of the {len(known)} classes ({some})"
+                found.append(Finding(problem, "correct the rows, or add the label to `classes`", rows))
         return found
 
     def missing(self, values: pa.Array) -> np.ndarray:

@@ -188,7 +188,7 @@ class Image(Column):
 
         valid = np.flatnonzero(values.is_valid())
         if self.shape[0] not in _MODES:
-            return [Finding("are image files, which have no %d channels" % self.shape[0], "use 1, 3 or 4 channels", valid)]
+            return [Finding(f"are image files, which have no {self.shape[0]} channels", "use 1, 3 or 4 channels", valid)]
         broken: dict[int, str] = {}
         other: dict[int, str] = {}
         for row in valid.tolist():

@@ -60,7 +60,7 @@ class Number(Column):
 
     def finish(self, state: State) -> dict[str, Any]:
         """`mean` and `std` over the training rows."""
-        found = moments.summary(state) if state else {"mean": [None], "std": [None]}
+        found: dict[str, list[Any]] = moments.summary(state) if state else {"mean": [None], "std": [None]}
         if found["mean"][0] is None:
             raise ValueError("has no value in the training rows")
         mean, std = (found["mean"][0], moments.scale(found["std"])[0]) if self.standardise else (0.0, 1.0)

@@ -55,7 +55,7 @@ class Vector(Column):
 
     def finish(self, state: State) -> dict[str, Any]:
         """`mean` and `std` of each place over the training rows."""
-        found = moments.summary(state) if state else {"mean": [None], "std": [None]}
+        found: dict[str, list[Any]] = moments.summary(state) if state else {"mean": [None], "std": [None]}
         if all(mean is None for mean in found["mean"]):
             raise ValueError("has no value in the training rows")
         mean = [value or 0.0 for value in found["mean"]]
