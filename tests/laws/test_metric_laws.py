@@ -155,7 +155,7 @@ def test_a_column_of_one_class_is_judged_without_an_error(kind):
 
 @pytest.mark.parametrize("kind", CLASS_METRICS)
 def test_probabilities_rounded_above_one_are_still_probabilities(kind):
-    score, target = sample(3)
+    _, target = sample(3)
     nudged = perfect(target, 3) * (1 + 1e-6)
     assert METRICS[kind].compute(nudged, target, 3) == pytest.approx(1.0 if METRICS[kind].higher_is_better else 0.0, abs=1e-5)
 
