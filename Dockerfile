@@ -45,5 +45,4 @@ LABEL org.opencontainers.image.title="cotrain" \
 
 WORKDIR /tmp
 USER 65532:65532
-HEALTHCHECK NONE
 CMD ["cotrain", "--help"]

@@ -36,7 +36,7 @@ benchmark: .venv/.runtime
 	$(BIN)/python benchmarks/pipeline.py
 
 docs: .venv/.runtime
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/spec_reference.py
 
 lock: .venv/.dev
 	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
