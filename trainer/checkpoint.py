@@ -62,19 +62,25 @@ class Checkpoints:
         self._sweep()
         return f"{self._prefix}/{name}"
 
-    def latest(self) -> Saved | None:
-        """The newest checkpoint that is whole: one that is torn is passed over."""
+    def latest(self) -> str | None:
+        """The name of the newest checkpoint that is whole: one that is torn is passed over."""
         for name in reversed(self._names()):
-            prefix = f"{self._prefix}/{name}"
-            if not self._store.exists(f"{prefix}/{MANIFEST}"):
+            if not self._store.exists(f"{self._prefix}/{name}/{MANIFEST}"):
                 continue
-            folder = Path(self._store.download(prefix, local_cache(self._store, prefix)))
             try:
-                verify(folder)
+                verify(self._folder(name))
             except (StoreError, json.JSONDecodeError, KeyError):
                 continue
-            return _read(folder)
+            return name
         return None
+
+    def read(self, name: str) -> Saved:
+        """The state that a whole checkpoint holds."""
+        return _read(self._folder(name))
+
+    def _folder(self, name: str) -> Path:
+        prefix = f"{self._prefix}/{name}"
+        return Path(self._store.download(prefix, local_cache(self._store, prefix)))
 
     def clear(self) -> None:
         """Remove all checkpoints of the run."""

@@ -50,6 +50,9 @@ class Engine(Protocol):
     def restore(self, state: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over exported optimiser state and values; parameters come in through the module. Collective."""
 
+    def restore_master(self, params: dict[str, Tensor]) -> None:
+        """Set the float32 master copies: in low precision the module's own values are rounded. Collective."""
+
     def close(self) -> None:
         """Free what the engine holds."""
 
@@ -140,6 +143,9 @@ class _TorchEngine:
             if entry:
                 self._optimizer.state[p] = entry
 
+    def restore_master(self, params: dict[str, Tensor]) -> None:
+        pass  # the module's own values are the master copies
+
     def close(self) -> None:
         pass
 
@@ -172,6 +178,18 @@ class _DeepSpeedEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
+        if boundary:
+            self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        """Zero the gradient buffers that DeepSpeed keeps: a parameter that the next step leaves out (the head of
+        an absent task) would otherwise be updated with the gradient of an earlier step again."""
+        if self._stage == 3:
+            self._optimizer.grad_partitions_flat_buffer.zero_()
+        if self._stage and "offload_optimizer" in self._config["zero_optimization"]:
+            for flat in self._flats():
+                if flat.grad is not None:
+                    flat.grad.zero_()
 
     def call(self, tasks: Sequence[str], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
         return _evaluate(self._engine, lambda: self._engine(tasks, batches, outputs=True))
@@ -220,7 +238,6 @@ class _DeepSpeedEngine:
                 self._put(p, state[f"{s}/{name}"], s)
 
     def restore_master(self, params: dict[str, Tensor]) -> None:
-        """Set the float32 master copies: in low precision the module's own values are rounded."""
         for name, p in self._named.items():
             self._put(p, params[name], None)
 

@@ -56,45 +56,41 @@ def joint_step(
         micro_batches: this rank's rows; at least one row of each dataset in each.
         asks: whether this rank asks for a stop, and for a checkpoint.
     """
+    device = world.device
     names = list(tasks)
     seen = [names[t] for t in present]
-    index = torch.tensor(present)
-    present_T = torch.zeros(len(names), dtype=torch.bool)
+    index = torch.tensor(present, device=device)
+    present_T = torch.zeros(len(names), dtype=torch.bool, device=device)
     present_T[index] = True
-    asked = torch.tensor([float(a) for a in asks])
+    asked = torch.tensor([float(a) for a in asks], device=device)
     rows = [_counts(tasks, seen, batches) for batches in micro_batches]
-    device = world.device
 
     several = len(micro_batches) > 1
     count_P = torch.stack(rows).sum(0)
     if several:  # the divisor is that of the whole step, so it is needed before the first backward pass
-        count_P, asked = (v.cpu() for v in world.sum(count_P.to(device), asked.to(device)))
+        count_P, asked = world.sum(count_P, asked)
 
-    total_P = torch.zeros(len(seen))
-    weight_T = torch.zeros(len(names))
+    zeros_T = torch.zeros(len(names), device=device)
+    total_P, weight_T = torch.zeros_like(count_P), zeros_T
     for micro, batches in enumerate(micro_batches):
         sums_P = engine.losses(seen, batches)
-        found = sums_P.detach().float()
-        micro_P = rows[micro]
-        if not several:
-            found, count_P, asked = (v.cpu() for v in world.sum(found, count_P.to(device), asked.to(device)))
+        if several:
+            found_P, micro_P = world.sum(sums_P.detach(), rows[micro])
+        else:
+            found_P, count_P, asked = world.sum(sums_P.detach(), count_P, asked)
             micro_P = count_P
-        elif world.size > 1:
-            found, micro_P = (v.cpu() for v in world.sum(found, micro_P.to(device)))
-        found = found.cpu()
-        total_P += found
-        loss_T = torch.zeros(len(names)).index_copy(0, index, found / micro_P.clamp_min(1))
-        weigh_T, state = balancer.weigh(loss_T, None, present_T, state)
-        weight_T += weigh_T / len(micro_batches)
+        total_P = total_P + found_P
+        loss_T = zeros_T.index_copy(0, index, found_P / micro_P.clamp_min(1))
+        now_T, state = balancer.weigh(loss_T, None, present_T, state)
+        weight_T = weight_T + now_T / len(micro_batches)
         # engines average gradients over ranks: times the world size, the sum over ranks is left
-        scale_P = weigh_T[index] * world.size / count_P.clamp_min(1)
-        engine.backward((sums_P * scale_P.to(sums_P)).sum())
+        scale_P = now_T[index] * world.size / count_P.clamp_min(1)
+        engine.backward((sums_P * scale_P).sum())
         engine.step(lr, boundary=micro == len(micro_batches) - 1)
 
-    zeros_T = torch.zeros(len(names))
     return StepLog(zeros_T.index_copy(0, index, total_P), zeros_T.index_copy(0, index, count_P), weight_T, asked), state
 
 
 def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches) -> Tensor:
     """Rows of a micro-batch that count, `[P]` float32."""
-    return torch.stack([tasks[name].objective.count(batches[tasks[name].data][1][tasks[name].target]).cpu() for name in seen])  # type: ignore[union-attr]
+    return torch.stack([tasks[name].objective.count(batches[tasks[name].data][1][tasks[name].target]) for name in seen])  # type: ignore[union-attr]

@@ -1,0 +1,73 @@
+"""Prometheus metrics of a training run, served from rank 0 while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from trainer.observe import emit
+
+
+class Metrics:
+    """Gauges and counters of one run, by task.
+
+    Label children are made once: looking them up costs more than setting them.
+    """
+
+    def __init__(self, run: str, tasks: list[str], port: int | None) -> None:
+        self._registry = CollectorRegistry()
+
+        def gauge(name: str, text: str) -> dict[str, Any]:
+            family = Gauge(f"cotrain_{name}", text, ["run", "task"], registry=self._registry)
+            return {task: family.labels(run, task) for task in tasks}
+
+        def single(kind: type, name: str, text: str) -> Any:
+            return kind(f"cotrain_{name}", text, ["run"], registry=self._registry).labels(run)
+
+        self._loss = gauge("task_loss", "Mean training loss of a task since the last update")
+        self._weight = gauge("task_weight", "Weight of a task's loss")
+        self._valid = gauge("task_validation_loss", "Loss of a task on the validation split")
+        self._lr = single(Gauge, "learning_rate", "Learning rate")
+        self._rate = single(Gauge, "rows_per_second", "Training rows a second over all ranks")
+        self._steps = single(Counter, "steps", "Optimiser steps")
+        self._rows = single(Counter, "rows", "Training rows seen over all ranks")
+        self._checkpoints = single(Counter, "checkpoints", "Checkpoints written")
+        self._checkpoint_s = single(Gauge, "checkpoint_seconds", "Seconds the last checkpoint took")
+        self._server = None
+        self.port: int | None = None
+        if port is not None:
+            try:
+                self._server, _ = start_http_server(port, registry=self._registry)
+                self.port = self._server.server_port
+                emit("metrics_served", port=self.port)
+            except OSError as error:
+                # a busy port is no reason to lose a training run
+                emit("metrics_not_served", port=port, reason=error.strerror or str(error), fix="choose another observe.port")
+
+    def trained(self, steps: int, rows: int, rate: float, lr: float, loss: dict[str, float], weight: dict[str, float]) -> None:
+        """Progress since the last call."""
+        self._steps.inc(steps)
+        self._rows.inc(rows)
+        self._rate.set(rate)
+        self._lr.set(lr)
+        for task, value in loss.items():
+            self._loss[task].set(value)
+        for task, value in weight.items():
+            self._weight[task].set(value)
+
+    def validated(self, loss: dict[str, float]) -> None:
+        """Losses of a validation."""
+        for task, value in loss.items():
+            self._valid[task].set(value)
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint was written."""
+        self._checkpoints.inc()
+        self._checkpoint_s.set(seconds)
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()

@@ -1,0 +1,493 @@
+"""The loop: one rank of one training run, from a request to a result. Started by torchrun as `python -m trainer.run`.
+
+A request (JSON) says everything a run depends on; the key of its result is a digest of it. The run
+writes its result below the root, resumes from its newest whole checkpoint, and stops at a step boundary
+when any rank is asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.checkpoint import Checkpoints, Saved
+from trainer.engine import Engine, open_engine
+from trainer.errors import CotrainError, DataError, Stopped, UserError
+from trainer.joint import Batches, Joint, build, seed_of
+from trainer.metrics_server import Metrics
+from trainer.observe import emit, leave_word
+from trainer.order import Order, share
+from trainer.plan import PhasePlan, learning_rate, plan_phase
+from trainer.requests import read_request
+from trainer.results import Result, fetch, write_manifest
+from trainer.shards import Split
+from trainer.spec import JointSpec
+from trainer.step import joint_step
+from trainer.stores import open_store
+from trainer.world import World, open_world
+
+_CURVE_POINTS = 100
+
+
+class Data:
+    """The prepared datasets of a run, read by row number as tensors on this rank's device."""
+
+    def __init__(self, spec: JointSpec, prepared: Mapping[str, Result], device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self.manifests = {name: result.json("manifest.json") for name, result in prepared.items()}
+        self.fitted = {name: result.json("fitted.json") for name, result in prepared.items()}
+        self._splits = {
+            (name, split): Split(result.folder, self.manifests[name], split) for name, result in prepared.items() for split in ("train", "valid")
+        }
+
+    def rows(self, name: str, split: str = "train") -> int:
+        """Rows of a split."""
+        return len(self._splits[name, split])
+
+    def batch(self, name: str, split: str, rows: np.ndarray, tasks: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs and targets of `tasks` (those on this dataset) at the given rows."""
+        here = [self._spec.tasks[task] for task in tasks if self._spec.tasks[task].data == name]
+        source = self._splits[name, split]
+        columns = self._spec.data[name].columns
+
+        def tensors(wanted: list[str]) -> dict[str, Tensor]:
+            return {
+                c: columns[c].tensor(source.gather(c, rows), self.fitted[name][c]).to(self._device, non_blocking=True) for c in dict.fromkeys(wanted)
+            }
+
+        return tensors([c for task in here for c in task.inputs]), tensors([task.target for task in here])
+
+
+class Run:
+    """A training run in progress on one rank."""
+
+    def __init__(self, request: dict[str, Any], root: str, world: World, started: float) -> None:
+        self.request, self.root, self.world, self._started = request, root, world, started
+        self.spec = JointSpec.model_validate(request["spec"])
+        self.seed: int = request["seed"]
+        self.key: str = request["key"]
+        prepared = {name: fetch(root, "data", entry["key"]) for name, entry in request["data"].items()}
+        missing = [name for name, result in prepared.items() if result is None]
+        if missing:
+            raise DataError.at(f"data.{missing[0]}", f"is not prepared below {root}", "run the prepare step first")
+        self.data = Data(self.spec, prepared, world.device)  # type: ignore[arg-type]
+        self._check_rows()
+        store = open_store(root)
+        self.checkpoints = Checkpoints(store, f"checkpoints/{self.key}", self.spec.train.checkpoint.keep)
+        who = {"role": request["role"], "task": request.get("task"), "seed": self.seed}
+        self._who = {name: value for name, value in who.items() if value is not None}
+        label = "-".join(str(v) for v in (self.spec.name, *self._who.values()))
+        self.metrics = Metrics(label, list(self.spec.tasks), self.spec.observe.port) if world.first else None
+        self.saved = Saved()
+        self._spent: dict[str, float] = {}
+        self._last_save = time.monotonic()
+
+    def _check_rows(self) -> None:
+        for name in self.request["data"]:
+            if self.data.rows(name) == 0:
+                raise DataError.at(f"data.{name}", "has no training rows", "lower split.valid and split.test")
+
+    # --- one run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train all phases and write the result."""
+        found = self._newest()
+        if found:
+            self.saved = found
+            self._spent = dict(found.values["seconds"])
+            self._emit("resumed", phase=found.phase, step=found.step)
+        rows = {name: self.data.rows(name) for name in self.request["data"]}
+        self._add("start", time.time() - self._started)
+        parameters = 0
+        for number, name in enumerate(self.spec.phases):
+            if number < self.saved.phase:
+                continue
+            plan = plan_phase(self.spec, name, rows, self.seed)
+            module = build(self.spec, self.data.fitted, seed=self.seed)
+            parameters = sum(p.numel() for p in module.parameters())
+            if self.saved.params:
+                module.load_state_dict(self.saved.params)
+            self._freeze(module, plan)
+            self._phase(number, plan, module)
+        if not parameters:
+            parameters = sum(p.numel() for p in self.saved.params.values())
+        if self.world.first:
+            self._write(parameters)
+        self.world.barrier()
+        if self.world.first:
+            self.checkpoints.clear()
+            if self.metrics:
+                self.metrics.close()
+
+    def _freeze(self, module: Joint, plan: PhasePlan) -> None:
+        learn = self.spec.phases[plan.name].train
+        models = {self.spec.tasks[task].model for task in plan.tasks} if learn is None else set(learn)
+        for name, p in module.named_parameters():
+            family, part = name.split(".")[:2]
+            p.requires_grad_(part in (models if family == "models" else plan.tasks))
+
+    def _phase(self, number: int, plan: PhasePlan, module: Joint) -> None:
+        spec, world, saved = self.spec, self.world, self.saved
+        part = spec.phases[plan.name]
+        optimizer = part.optimizer or spec.train.optimizer
+        masters = saved.params
+        engine = open_engine(module, optimizer, spec.train, world.size, world.device)
+        if saved.step:
+            engine.restore(saved.optimizer, saved.values["engine"])
+        if masters:
+            engine.restore_master(masters)
+        state = saved.balancer if saved.step else part.balancer.init(plan.tasks)
+        state = {name: v.to(world.device) if isinstance(v, Tensor) else v for name, v in state.items()}
+        stopping = saved.values.get("early_stop") if saved.step else None
+        stopper = _EarlyStop(spec, stopping)
+        best = saved.best if saved.step else {}
+        orders = {name: Order(self.data.rows(name), self.seed, name) for name in plan.datasets}
+        tasks = {name: spec.tasks[name] for name in plan.tasks}
+        meter = _Meter(list(plan.tasks), world.device)
+        every = plan.validate_every(spec.train)
+        curve_every = max(1, plan.steps // _CURVE_POINTS)
+        look_every = 1 if world.device.type == "cpu" else 10  # reading the flags waits for the GPU
+        generator_seed = seed_of(self.seed, plan.name, "rank", world.rank)
+        self._emit("phase_started", phase=plan.name, step=saved.step, steps=plan.steps, tasks=list(plan.tasks))
+        step, ended = saved.step, saved.values.get("ended", False) if saved.step else False
+        last_event = time.monotonic()
+        self._clock = time.perf_counter()
+        present_S = [np.flatnonzero(row).tolist() for row in plan.present_ST]
+        while step < plan.steps and not ended:
+            torch.manual_seed((generator_seed + step) & (2**63 - 1))
+            lr = learning_rate(spec, optimizer.lr, step, plan.steps)
+            asks = (world.stop_asked, world.first and self._time_to_save())
+            batches = self._micro_batches(plan, step, orders)
+            log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks)
+            meter.add(log)
+            step += 1
+            last = step == plan.steps
+            if step % curve_every == 0 or last:
+                self._curve(plan, step, lr, meter)
+            if world.first and time.monotonic() - last_event >= spec.observe.every_s:
+                last_event = time.monotonic()
+                self._progress(plan, step, lr, meter)
+            if self._can_validate(plan) and (step % every == 0 or last):
+                self._lap("train")
+                improved = self._validate(plan, step, engine, stopper)
+                if spec.train.early_stop and improved:
+                    best = engine.export(optimizer=False)[0] | _buffers(module)
+                ended = bool(spec.train.early_stop) and stopper.waited >= spec.train.early_stop.patience  # type: ignore[union-attr]
+                self._lap("validate")
+            stop, save = (log.asked > 0).tolist() if step % look_every == 0 else (False, False)
+            due = spec.train.checkpoint.every_steps
+            if stop or save or (due and step % due == 0 and not last):
+                self._lap("train")
+                extra = {"early_stop": stopper.state(), "ended": ended}
+                self._save(number, step, engine, state, best, extra)
+            if stop:
+                engine.close()
+                raise Stopped(f"stopped at step {step} of {plan.steps} of phase '{plan.name}'; the same command goes on from there")
+        self._lap("train")
+        params = engine.export(optimizer=False)[0] | _buffers(module)
+        if best:
+            params = best
+        engine.close()
+        done = dict(saved.values.get("steps", {})) | {plan.name: step}
+        planned = dict(saved.values.get("steps_planned", {})) | {plan.name: plan.steps}
+        trained = dict(saved.values.get("task_steps", {}))
+        for t, name in enumerate(plan.tasks):
+            trained[name] = trained.get(name, 0) + int(plan.present_ST[:step, t].sum())
+        samples = saved.values.get("samples", 0) + self._samples_of(plan, step)
+        values = {"steps": done, "steps_planned": planned, "task_steps": trained, "samples": samples}
+        self.saved = Saved(phase=number + 1, params=params, values=values, history=saved.history)
+        self._emit("phase_finished", phase=plan.name, step=step, steps=plan.steps, stopped_early=ended)
+        if number + 1 < len(self.spec.phases):
+            self._write_checkpoint()
+
+    # --- rows ----------------------------------------------------------------------------------------------------
+
+    def _micro_batches(self, plan: PhasePlan, step: int, orders: dict[str, Order]) -> list[Batches]:
+        train, world = self.spec.train, self.world
+        rows = {}
+        for d, name in enumerate(plan.datasets):
+            if plan.present_SD[step, d]:
+                rows[name] = orders[name].take(int(plan.drawn_SD[step, d]) * train.batch, train.batch)
+        tasks = [name for name, there in zip(plan.tasks, plan.present_ST[step], strict=True) if there]
+        batches = []
+        for micro in range(train.accumulate):
+            mine = share(train.batch, train.accumulate * world.size, micro * world.size + world.rank)
+            batches.append({name: self.data.batch(name, "train", r[mine], tasks) for name, r in rows.items()})
+        return batches
+
+    def _samples_of(self, plan: PhasePlan, step: int) -> int:
+        return int(plan.drawn_SD[step].sum()) * self.spec.train.batch
+
+    # --- validation ----------------------------------------------------------------------------------------------
+
+    def _can_validate(self, plan: PhasePlan) -> bool:
+        return all(self.data.rows(name, "valid") for name in plan.datasets)
+
+    def _validate(self, plan: PhasePlan, step: int, engine: Engine, stopper: _EarlyStop) -> bool:
+        spec, world = self.spec, self.world
+        loss: dict[str, float] = {}
+        metric: dict[str, float] = {}
+        for name in plan.datasets:
+            tasks = [t for t in plan.tasks if spec.tasks[t].data == name]
+            total, count = torch.zeros(len(tasks), device=world.device), torch.zeros(len(tasks), device=world.device)
+            scores: dict[str, list[tuple[Tensor, Tensor]]] = {t: [] for t in tasks}
+            rows = self.data.rows(name, "valid")
+            width = max(spec.train.batch, world.size)
+            for start in range(0, rows, width):
+                chosen = np.arange(start, min(start + width, rows))
+                mine = chosen[share(len(chosen), world.size, world.rank)]
+                # a rank with no row left still goes through the modules, as sharded parameters need
+                inputs, targets = self.data.batch(name, "valid", mine if len(mine) else chosen[:1], tasks)
+                sums, outputs = engine.call(tasks, {name: (inputs, targets)})
+                if not len(mine):
+                    continue
+                total += sums.float()
+                for t, task in enumerate(tasks):
+                    target = targets[spec.tasks[task].target]
+                    objective = spec.tasks[task].objective
+                    count[t] += objective.count(target)  # type: ignore[union-attr]
+                    scores[task].append((objective.predict(outputs[task]).cpu(), target.cpu()))  # type: ignore[union-attr]
+            total, count = world.sum(total, count)
+            loss |= {task: float(v) for task, v in zip(tasks, total / count.clamp_min(1), strict=True)}
+            for task in tasks:
+                metric[task] = self._primary(task, [pair for part in world.gather(scores[task]) for pair in part])
+        record = {"split": "valid", "phase": plan.name, "step": step, "samples": self._all_samples(plan, step), "seconds": self._trained_s()}
+        self.saved.history.append(record | {"loss": loss, "metric": {t: None if math.isnan(v) else v for t, v in metric.items()}})
+        if world.first:
+            self._emit("validated", phase=plan.name, step=step, loss=_short(loss), metric=_short(metric))
+            if self.metrics:
+                self.metrics.validated(loss)
+        return stopper.improved(loss)
+
+    def _primary(self, task: str, pairs: list[tuple[Tensor, Tensor]]) -> float:
+        part = self.spec.tasks[task]
+        score, target = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        fitted = self.data.fitted[part.data][part.target]
+        there = target >= 0 if fitted["kind"] == "category" else ~target.isnan()
+        if not there.any():
+            return math.nan
+        score, target = score[there], target[there]
+        if fitted["kind"] == "number":
+            score, target = (x * fitted["std"] + fitted["mean"] for x in (score, target))
+        return part.metrics[0].compute(score, target, len(fitted.get("classes", ())))  # type: ignore[index]
+
+    # --- what is kept and said -----------------------------------------------------------------------------------
+
+    def _time_to_save(self) -> bool:
+        minutes = self.spec.train.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self._last_save > 60 * minutes
+
+    def _save(self, number: int, step: int, engine: Engine, state: dict[str, Any], best: dict[str, Tensor], extra: dict[str, Any]) -> None:
+        params, optimizer, values = engine.export()
+        kept = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in state.items()}
+        params |= _buffers(engine.module)
+        if self.world.first:
+            values = self.saved.values | extra | {"engine": values}
+            now = Saved(number, step, params, optimizer, best, kept, values, self.saved.history)
+            self._write_saved(now)
+        self._lap("checkpoint")
+
+    def _write_checkpoint(self) -> None:
+        if self.world.first:
+            self._write_saved(self.saved)
+
+    def _write_saved(self, saved: Saved) -> None:
+        started = time.perf_counter()
+        saved.values = saved.values | {"seconds": self._spent}
+        key = self.checkpoints.save(saved)
+        self._last_save = time.monotonic()
+        seconds = time.perf_counter() - started
+        self._emit("checkpoint", key=key, step=saved.step, seconds=round(seconds, 3))
+        if self.metrics:
+            self.metrics.saved(seconds)
+
+    def _newest(self) -> Saved | None:
+        """The checkpoint that the first rank chose, read by each rank: first by one of each machine, which may have to fetch it."""
+        name = self.world.gather(self.checkpoints.latest() if self.world.first else None)[0]
+        if name is None:
+            return None
+        early = self.checkpoints.read(name) if self.world.local_rank == 0 else None
+        self.world.barrier()
+        return early or self.checkpoints.read(name)
+
+    def _curve(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
+        loss, weight, _ = meter.window()
+        record = {"split": "train", "phase": plan.name, "step": step, "samples": self._all_samples(plan, step), "seconds": self._trained_s()}
+        self.saved.history.append(record | {"loss": loss, "weight": weight, "lr": lr})
+
+    def _progress(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
+        loss, weight, steps, seconds = meter.recent()
+        rate = steps * self.spec.train.batch / max(seconds, 1e-9)
+        self._emit("progress", phase=plan.name, step=step, steps=plan.steps, loss=_short(loss), weight=_short(weight), rows_per_second=round(rate, 1))
+        if self.metrics:
+            self.metrics.trained(steps, steps * self.spec.train.batch, rate, lr, loss, weight)
+
+    def _all_samples(self, plan: PhasePlan, step: int) -> int:
+        return self.saved.values.get("samples", 0) + self._samples_of(plan, step)
+
+    def _trained_s(self) -> float:
+        return round(self._spent.get("train", 0.0) + time.perf_counter() - self._clock, 3)
+
+    def _lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._add(name, now - self._clock)
+        self._clock = now
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._spent[name] = self._spent.get(name, 0.0) + seconds
+
+    def _emit(self, event: str, **fields: Any) -> None:
+        if self.world.first:
+            emit(event, **self._who, **fields)
+
+    def _write(self, parameters: int) -> None:
+        values = self.saved.values
+        self._spent["total"] = sum(v for name, v in self._spent.items() if name != "total")
+        tasks = list(self.spec.tasks)
+        result = {
+            "key": self.key,
+            "name": self.spec.name,
+            **{name: self.request.get(name) for name in ("role", "task", "seed")},
+            "spec": self.spec.to_json(),
+            "data": {
+                name: {"key": entry["key"], "digest": self.data.manifests[name]["digest"], "rows": self.data.manifests[name]["rows"]}
+                for name, entry in self.request["data"].items()
+            },
+            "fitted": self.data.fitted,
+            "tasks": tasks,
+            "ranks": self.world.size,
+            "device": str(self.world.device.type),
+            "parameters": parameters,
+            "flops_per_row": flops_per_row(self.spec, self.data.fitted),
+            **{name: values[name] for name in ("steps", "steps_planned", "task_steps", "samples")},
+            "seconds": {name: round(v, 3) for name, v in self._spent.items()},
+        }
+        with tempfile.TemporaryDirectory(prefix="cotrain-train-") as scratch:
+            folder = Path(scratch)
+            save_file({name: v.contiguous() for name, v in self.saved.params.items()}, folder / "model.safetensors")
+            (folder / "result.json").write_text(json.dumps(result))
+            (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.saved.history))
+            write_manifest(folder, "train", self.key)
+            open_store(self.root).upload(folder, f"results/train/{self.key}")
+        self._emit("trained", key=self.key, seconds=result["seconds"])
+
+
+class _EarlyStop:
+    """Watches the mean over tasks of validation loss, each as a share of its first value."""
+
+    def __init__(self, spec: JointSpec, state: dict[str, Any] | None) -> None:
+        self._min_delta = spec.train.early_stop.min_delta if spec.train.early_stop else 0.0
+        self._first: dict[str, float] = (state or {}).get("first", {})
+        self._best: float | None = (state or {}).get("best")
+        self.waited: int = (state or {}).get("waited", 0)
+
+    def improved(self, loss: dict[str, float]) -> bool:
+        self._first = {task: max(value, 1e-12) for task, value in loss.items()} | self._first
+        mean = sum(value / self._first[task] for task, value in loss.items()) / len(loss)
+        better = self._best is None or mean < self._best - self._min_delta
+        self._best, self.waited = (mean, 0) if better else (self._best, self.waited + 1)
+        return better
+
+    def state(self) -> dict[str, Any]:
+        return {"first": self._first, "best": self._best, "waited": self.waited}
+
+
+class _Meter:
+    """Mean losses and weights over two windows: one for curves (by steps), one for progress (by time)."""
+
+    def __init__(self, tasks: list[str], device: torch.device) -> None:
+        self._tasks = tasks
+        self._zero = lambda: torch.zeros(4, len(tasks), device=device)
+        self._curve, self._recent = self._zero(), self._zero()
+        self._steps, self._since = 0, time.perf_counter()
+
+    def add(self, log: Any) -> None:
+        row = torch.stack([log.total_T, log.count_T, log.weight_T, (log.count_T > 0).float()])
+        self._curve += row
+        self._recent += row
+        self._steps += 1
+
+    def window(self) -> tuple[dict[str, float], dict[str, float], int]:
+        loss, weight = self._means(self._curve)
+        self._curve = self._zero()
+        return loss, weight, 0
+
+    def recent(self) -> tuple[dict[str, float], dict[str, float], int, float]:
+        loss, weight = self._means(self._recent)
+        steps, seconds = self._steps, time.perf_counter() - self._since
+        self._recent, self._steps, self._since = self._zero(), 0, time.perf_counter()
+        return loss, weight, steps, seconds
+
+    def _means(self, sums: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        total, count, weight, steps = sums.tolist()
+        seen = [t for t in range(len(self._tasks)) if count[t]]
+        return {self._tasks[t]: total[t] / count[t] for t in seen}, {self._tasks[t]: weight[t] / steps[t] for t in seen}
+
+
+def _buffers(module: Joint) -> dict[str, Tensor]:
+    return {name: b.detach().cpu().clone() for name, b in module.named_buffers() if name in module.state_dict()}
+
+
+def _short(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(v) else float(f"{v:.5g}") for name, v in values.items()}
+
+
+def flops_per_row(spec: JointSpec, fitted: Mapping[str, Any]) -> int:
+    """Floating-point operations of predicting all tasks of a document for one row (of each dataset).
+
+    Counted by torch on tensors without memory; operations it has no formula for (activations, norms) count as none.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        module = build(spec, fitted).eval()
+        for data in spec.data:
+            tasks = [name for name, task in spec.tasks.items() if task.data == data]
+            inputs = {c: _blank(fitted[data][c]) for name in tasks for c in spec.tasks[name].inputs}
+            if tasks:
+                module.outputs(tasks, inputs)
+    return int(counter.get_total_flops())
+
+
+def _blank(column: Mapping[str, Any]) -> Tensor:
+    whole = column["kind"] in ("category", "text")
+    return torch.zeros(1, *column["shape"], dtype=torch.int64 if whole else torch.float32, device="meta")
+
+
+def main() -> int:
+    """Run one rank; what went wrong is left in the folder COTRAIN_FAILURES names, for the launcher to read."""
+    started = float(os.environ.get("COTRAIN_STARTED", time.time()))
+    root, key = sys.argv[1:3]
+    torch.set_num_threads(int(os.environ.get("COTRAIN_THREADS", "0")) or torch.get_num_threads())
+    world = None
+    try:
+        request = read_request(root, key)
+        world = open_world(request["spec"]["cluster"]["gpus_per_node"])
+        Run(request, root, world, started).run()
+    except Exception as error:
+        leave_word(f"rank-{os.environ.get('RANK', '0')}", error)
+        if isinstance(error, Stopped):
+            return 0
+        print(error, file=sys.stderr) if isinstance(error, UserError) else traceback.print_exc()
+        return error.exit_code if isinstance(error, CotrainError) else 1
+    finally:
+        if world:
+            world.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
