@@ -30,8 +30,17 @@ _MOST_CONFUSION = 256
 class Champion(Protocol):
     """The promoted model, as `trainer.predict.load` gives it."""
 
-    spec: JointSpec
-    fitted: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    @property
+    def tasks(self) -> list[str]:
+        """What it was trained on."""
+
+    @property
+    def spec(self) -> JointSpec:
+        """The document it was trained from."""
+
+    @property
+    def fitted(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """Its fitted columns, by dataset and column."""
 
     def scores(self, task: str, batches: Iterable[pa.RecordBatch]) -> np.ndarray:
         """Probabilities `[rows, its classes]`, or values `[rows]` in the units of the source, for raw rows."""
@@ -210,8 +219,8 @@ def _champion_scores(
     task: str, spec: JointSpec, model: Champion, labels: Sequence[str], data: Path, manifest: Mapping[str, Any]
 ) -> tuple[np.ndarray | None, str, str | None]:
     """Scores of the promoted model on all test rows in our order of classes, or None; a status; what to know about them."""
-    if task not in model.spec.tasks:
-        return None, "unknown_task", f"the champion does not know the task '{task}', only {', '.join(model.spec.tasks)}"
+    if task not in model.tasks:
+        return None, "unknown_task", f"the champion does not know the task '{task}', only {', '.join(model.tasks)}"
     ours, theirs = spec.tasks[task], model.spec.tasks[task]
     kind, other = (document.data[said.data].columns[said.target].kind for document, said in ((spec, ours), (model.spec, theirs)))
     if (ours.target, kind) != (theirs.target, other):

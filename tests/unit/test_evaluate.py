@@ -12,6 +12,7 @@ import sklearn.metrics as reference
 import torch
 from safetensors.torch import load_file, save_file
 
+import trainer
 from tests.score_inputs import CLASSES, document, prepared, raw_rows, trained
 from trainer import evaluate
 from trainer.errors import CotrainError, DataError
@@ -183,6 +184,10 @@ class Known:
     def __init__(self, spec, fitted, answer):
         self.spec, self.fitted, self.answer, self.asked = spec, fitted, answer, []
 
+    @property
+    def tasks(self):
+        return list(self.spec.tasks)
+
     def scores(self, task, batches):
         self.asked += [row for batch in batches for row in batch.to_pylist()]
         if isinstance(self.answer, Exception):
@@ -216,6 +221,19 @@ def test_the_champion_reads_the_raw_test_rows_in_their_order(place):
     assert champion.asked == raw_rows(ROWS).to_pylist()
     assert (scores["champion_version"], scores["champion_status"], scores["champion_note"]) == ("v7", "scored", None)
     assert scores["models"]["champion"][0]["metrics"]["mae"]["value"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("task", ["animal", "weight"])
+def test_a_loaded_model_scores_raw_rows_as_it_scored_prepared_ones(place, task):
+    scores = strict(run(place, task, champion=("real", trainer.load(str(place.joint[0])))))
+    assert scores["champion_status"] == "scored"
+    for name, metric in scores["models"]["champion"][0]["metrics"].items():
+        assert metric == {end: pytest.approx(value, rel=1e-5) for end, value in scores["models"]["joint"][0]["metrics"][name].items()}
+
+
+def test_a_loaded_model_of_another_task_is_no_champion_of_this_one(place):
+    scores = strict(run(place, "weight", champion=("alone", trainer.load(str(place.alone["animal"][0])))))
+    assert (scores["champion_status"], scores["models"]["champion"]) == ("unknown_task", [])
 
 
 def test_the_classes_of_the_champion_are_matched_by_name(place):
