@@ -1,7 +1,7 @@
 """Write docs/spec.md from the models of the document and the catalogue of parts.
 
-    python scripts/spec_reference.py            write it
-    python scripts/spec_reference.py --check    exit code 1 if it is not up to date
+python scripts/spec_reference.py            write it
+python scripts/spec_reference.py --check    exit code 1 if it is not up to date
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ HEAD = """\
 One YAML (or JSON) document says which models, data and tasks there are and how they are trained together.
 `cotrain check FILE` finds every fault of it at once. `--set path=value` changes a field for one command: `--set train.batch=128`.
 
-A part (dataset, column, model, objective, optimizer, balancer, mixer, metric) is written as its kind, `balancer: equal`, or as a mapping with
-`kind` and its fields, `balancer: {kind: static, weights: {digit: 2, ink: 1}}`. Names of datasets, models, tasks and phases are a letter, then up to
-39 of a-z, 0-9 and _. Unknown keys, keys given twice and things that nothing uses are faults.
+A part (dataset, column, model, objective, optimizer, balancer, mixer, metric) is written as its kind, `balancer: equal`, or as a
+mapping with `kind` and its fields, `balancer: {kind: static, weights: {digit: 2, ink: 1}}`. Names of datasets, models, tasks and phases
+are a letter, then up to 39 of a-z, 0-9 and _. Unknown keys, keys given twice and things that nothing uses are faults.
 
 YAML is read as version 1.2: `3e-4` is a number, `no` is text. Tags and merge keys (`<<`) are not read; anchors and aliases are.
 """

@@ -23,7 +23,7 @@ from trainer.document import read
 from trainer.errors import Fault, SpecError, UserError
 from trainer.explain import at, explain, strays, there
 from trainer.overrides import NAMED, Override
-from trainer.places import Finding, Path, dotted, related
+from trainer.places import Finding, Path, dotted, on_one_line, related
 from trainer.spec import Cluster, Compare, DatasetField, JointSpec, ModelField, Observe, Phase, Publish, Task, Train
 
 _UNITS: dict[str, Any] = {
@@ -66,9 +66,9 @@ def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()
         findings = _merged(findings, rule(draft))
     ranked = [(_rank(raw, found.path), Fault(_place(label, made, found.path), found.finding, found.remedy)) for found in findings]
     ranked += [(_rank(raw, ("data", name)), fault) for name, fault in _seen_by_datasets(draft, label, made)]
-    faults = [*dict.fromkeys([*faults, *(fault for _, fault in sorted(ranked, key=lambda pair: pair[0]))])]
+    faults += [fault for _, fault in sorted(ranked, key=lambda pair: pair[0])]
     if faults or spec is None:
-        raise SpecError(faults)
+        raise SpecError(dict.fromkeys(Fault(*map(on_one_line, (fault.place, fault.finding, fault.remedy))) for fault in faults))
     return _resolve(spec)
 
 
@@ -132,6 +132,8 @@ class _Pruner:
     def drop(self, path: Path) -> bool:
         """Leave out what stands at a path of the document; False if nothing did."""
         self.tainted.add(path)
+        if not path:
+            return False
         node = self.here(path[:-1])
         if isinstance(node, dict) and path[-1] in node:
             del node[path[-1]]

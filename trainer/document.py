@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trainer.errors import SpecError, one_of
-from trainer.places import Finding, Path, shown
+from trainer.places import Finding, Path, is_text, shown
 from trainer.stores import open_store
 
 MAX_BYTES = 1 << 20
@@ -110,6 +110,8 @@ class _Builder:
                 self.found((*path, "?"), f"the key in line {line} is a list or a mapping, not text", "write text before the colon")
             elif key.tag != f"{_TAG}str":
                 self.found((*path, text), f"the key {text} in line {line} is not text", f"quote it: '{text}'")
+            elif not is_text(text):
+                self.found((*path, text), f"the key in line {line} holds characters that are no text", "remove them")
             elif text in lines:
                 self.found((*path, text), f"is given twice, in lines {lines[text]} and {line}", "keep one of them")
             else:
@@ -124,7 +126,9 @@ class _Builder:
         if isinstance(value, dict):
             made = {}
             for key, item in value.items():
-                if isinstance(key, str):
+                if isinstance(key, str) and not is_text(key):
+                    self.found((*path, key), "the key holds characters that are no text", "remove them")
+                elif isinstance(key, str):
                     made[key] = self.from_object(item, (*path, key))
                 else:
                     self.found((*path, shown(key)), f"the key {shown(key)} is not text", "write text keys")
@@ -175,7 +179,7 @@ def parse_yaml(text: str) -> tuple[Any, list[Finding]]:
         said = " ".join(filter(None, (error.context, error.problem)))
         raise Unreadable(f"is no YAML: {said}", "correct the syntax there", mark.line + 1 if mark else None) from None
     except yaml.reader.ReaderError as error:
-        raise Unreadable(f"holds the character {ascii(text[error.position])}", "remove it", text[: error.position].count("\n") + 1) from None
+        raise Unreadable(f"holds the character {text[error.position]!a}", "remove it", text[: error.position].count("\n") + 1) from None
     except (ValueError, IndexError, OverflowError, RecursionError) as error:
         # PyYAML lets some malformed escapes and directives through as these
         raise Unreadable(f"is no YAML: {error}", "correct the syntax") from None

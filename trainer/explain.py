@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from trainer import parts
 from trainer.catalog import CATALOG, find
 from trainer.errors import one_of
-from trainer.places import Finding, Path, related, shown
+from trainer.places import Finding, Path, is_text, related, shown
 from trainer.spec import JointSpec
 
 FAMILIES: dict[type[BaseModel], str] = {
@@ -161,7 +161,9 @@ def _finding(one: Any, path: Path, raw: Any) -> Finding:
     match kind:
         case "missing":
             description = field.description if field else None
-            return Finding(path, "is missing", f"add it: {description[0].lower()}{description[1:].rstrip('.')}" if description else "add it")
+            return Finding(
+                path, "is missing", f"add it: {description[0].lower()}{description[1:].rstrip('.')}" if description else "add it"
+            )
         case "extra_forbidden":
             return Finding(path, f"no field is called {shown(path[-1])}", one_of(path[-1], fields_of(path[:-1], raw)))
         case "greater_than_equal":
@@ -174,7 +176,9 @@ def _finding(one: Any, path: Path, raw: Any) -> Finding:
             return Finding(path, f"{shown(value)} is not less than {shown(context['lt'])}", f"write less than {shown(context['lt'])}")
         case "literal_error":
             known = [str(arg) for choice in choices(annotation) if get_origin(choice) is Literal for arg in get_args(choice)]
-            return Finding(path, f"{shown(value)} is not one of its values", one_of(value, known) if known else f"write {context['expected']}")
+            return Finding(
+                path, f"{shown(value)} is not one of its values", one_of(value, known) if known else f"write {context['expected']}"
+            )
         case "string_pattern_mismatch":
             if one["loc"][-1:] == ("[key]",):
                 return Finding(path, f"{shown(path[-1])} can't be a name", "write a letter, then up to 39 of a-z, 0-9 and _")
@@ -184,9 +188,12 @@ def _finding(one: Any, path: Path, raw: Any) -> Finding:
             return Finding(path, f"{shown(value)} is not of the form it needs", f"write it like {form or context['pattern']}")
         case "too_short":
             size, least = context["actual_length"], context["min_length"]
-            return Finding(path, f"holds {size} of at least {least}" if size else "is empty", f"add {least - size} more" if size else "add one")
+            return Finding(
+                path, f"holds {size} of at least {least}" if size else "is empty", f"add {least - size} more" if size else "add one"
+            )
         case "too_long":
-            return Finding(path, f"holds {context['actual_length']} of at most {context['max_length']}", f"keep {context['max_length']}")
+            most = context["max_length"]
+            return Finding(path, f"holds {context['actual_length']} of at most {most}", f"keep {most}")
         case "part_type":
             family = context["family"]
             names = [name for name in CATALOG[family] if name != "python"]
@@ -225,15 +232,6 @@ def strays(raw: Any) -> list[Finding]:
             found.append(Finding(path, f"{shown(value)} is too large for a 64-bit integer", "write a smaller number"))
         elif isinstance(value, float) and not math.isfinite(value):
             found.append(Finding(path, f"{shown(value)} is not a finite number", "write a finite number"))
-        elif isinstance(value, str) and _unprintable(value):
+        elif isinstance(value, str) and not is_text(value):
             found.append(Finding(path, f"{shown(value)} holds characters that are no text", "remove them"))
-        for key in path:
-            if isinstance(key, str) and _unprintable(key):
-                place = path[: path.index(key) + 1]
-                found.append(Finding(place, f"the key {shown(key)} holds characters that are no text", "remove them"))
-                break
     return found
-
-
-def _unprintable(text: str) -> bool:
-    return any((char < " " and char not in "\t\n\r") or "\ud800" <= char <= "\udfff" or char == "\x7f" for char in text)

@@ -51,6 +51,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]}...{text[-1]}"
 
 
+def on_one_line(text: str) -> str:
+    """Text without line breaks, and with whatever can't be printed escaped."""
+    text = " ".join(text.splitlines())
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def is_text(text: str) -> bool:
+    """Whether a string holds no control characters but tabs and line breaks, and no halves of surrogate pairs."""
+    return not any((char < " " and char not in "\t\n\r") or "\ud800" <= char <= "\udfff" or char == "\x7f" for char in text)
+
+
 def related(one: Path, other: Path) -> bool:
     """Whether one of two paths leads through the other."""
     return all(a == b for a, b in zip(one, other, strict=False))

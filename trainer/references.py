@@ -45,7 +45,8 @@ def trouble(reference: str) -> tuple[str, str] | None:
     names = list(_names(tree))
     if name in names or "*" in names or "__getattr__" in names:
         return None
-    return f"module '{module}' defines no '{name}'", one_of(name, [made.name for made in tree.body if isinstance(made, ast.FunctionDef | ast.ClassDef)])
+    known = [made.name for made in tree.body if isinstance(made, ast.FunctionDef | ast.ClassDef)]
+    return f"module '{module}' defines no '{name}'", one_of(name, known)
 
 
 def _find(name: str, where: list[str] | None) -> ModuleSpec | None:

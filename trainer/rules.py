@@ -245,11 +245,13 @@ def training_is_legal(draft: Draft) -> Iterator[Finding]:
     zero, stage = train.zero, train.zero.stage
     if draft.sound(path):
         if zero.offload_optimizer != "none" and stage < 1:
-            yield Finding((*path, "offload_optimizer"), f"ZeRO stage {stage} has no sharded optimiser state to move", "set train.zero.stage to 1, 2 or 3")
+            finding = f"ZeRO stage {stage} has no sharded optimiser state to move"
+            yield Finding((*path, "offload_optimizer"), finding, "set train.zero.stage to 1, 2 or 3")
         if zero.offload_param != "none" and stage < 3:
             yield Finding((*path, "offload_param"), f"ZeRO stage {stage} has no sharded parameters to move", "set train.zero.stage to 3")
         if zero.overlap_comm and stage < 1:
-            yield Finding((*path, "overlap_comm"), f"ZeRO stage {stage} reduces after the backward pass", "set train.zero.stage to 1, 2 or 3")
+            finding = f"ZeRO stage {stage} reduces after the backward pass"
+            yield Finding((*path, "overlap_comm"), finding, "set train.zero.stage to 1, 2 or 3")
     if train.precision == "fp16" and draft.gpus == 0 and draft.sound(("train", "precision")):
         yield Finding(("train", "precision"), "fp16 needs GPUs, and cluster.gpus_per_node is 0", "write bf16 or fp32")
     if draft.ranks is not None and draft.sound(("train", "batch"), ("train", "accumulate")):
@@ -309,7 +311,9 @@ def classes_are_several(draft: Draft) -> Iterator[Finding]:
             count = len(classes) if isinstance(classes, list | tuple) else classes
             path: Path = ("data", name, "columns", column_name, "classes")
             if isinstance(count, int) and count < 2 and draft.sound(path):
-                yield Finding(path, f"a category needs two classes, and this is {count}", "name every class, or remove it to take those of the rows")
+                yield Finding(
+                    path, f"a category needs two classes, and this is {count}", "name every class, or none to take those of the rows"
+                )
 
 
 def references_exist(draft: Draft) -> Iterator[Finding]:

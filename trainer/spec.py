@@ -54,7 +54,9 @@ class Phase(Section):
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimiser steps. Give this or `epochs`.")
     mixer: MixerField = Field("all", description="Which tasks a step sees.")  # type: ignore[assignment]
     balancer: BalancerField = Field("equal", description="How task losses are weighed.")  # type: ignore[assignment]
-    train: list[str] | None = Field(None, description="Models that learn; the others are frozen, and with [] only heads learn. Default: all that the tasks use.")
+    train: list[str] | None = Field(
+        None, description="Models that learn, the others are frozen; []: heads alone. Default: all that the tasks use."
+    )
     optimizer: OptimizerField | None = Field(None, description="Instead of `train.optimizer`.")
 
 
@@ -113,7 +115,7 @@ class Gate(Section):
     """What must hold before anything is published."""
 
     worst_drop: float | None = Field(None, ge=0, description="No task's primary metric may be worse than independent training by more.")
-    beat_champion: list[str] = Field([], description="Tasks that must not be worse than the promoted model; with none promoted this passes.")
+    beat_champion: list[str] = Field([], description="Tasks that must not be worse than the promoted model; if there is none, this passes.")
 
 
 class Compare(Section):

@@ -131,7 +131,9 @@ def test_aliases_are_read_and_copied():
     assert value["a"] is not value["b"]
 
 
-@pytest.mark.parametrize("text", ["a: b: c", "{", "'", "a: *nothing", "\x00", "%YAML 3.0\n---\na", "!<", '"\\U99999999"', "a: !!int x\n\tb", "&"])
+@pytest.mark.parametrize(
+    "text", ["a: b: c", "{", "'", "a: *nothing", "\x00", "%YAML 3.0\n---\na", "!<", '"\\U99999999"', "a: !!int x\n\tb", "&"]
+)
 def test_text_that_is_no_yaml_is_unreadable(text):
     with pytest.raises(Unreadable):
         parse_yaml(text)
@@ -162,7 +164,9 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "lazy"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise RuntimeError('imported')")
-    (folder / "nets.py").write_text("import sys\ntry:\n    def inner(): ...\nfinally:\n    pass\nmade = also = 1\nclass Net: ...\nfrom math import pi as tau\n")
+    (folder / "nets.py").write_text(
+        "import sys\ntry:\n    def inner(): ...\nfinally:\n    pass\nmade = also = 1\nclass Net: ...\nfrom math import pi as tau\n"
+    )
     (folder / "any.py").write_text("def __getattr__(name): ...\n")
     (folder / "star.py").write_text("from math import *\n")
     (folder / "broken.py").write_text("def f(:\n")
@@ -170,7 +174,10 @@ def package(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("reference", ["lazy.nets:inner", "lazy.nets:made", "lazy.nets:also", "lazy.nets:Net", "lazy.nets:tau", "lazy.any:x", "lazy.star:sin", "math:sin"])
+@pytest.mark.parametrize(
+    "reference",
+    ["lazy.nets:inner", "lazy.nets:made", "lazy.nets:also", "lazy.nets:Net", "lazy.nets:tau", "lazy.any:x", "lazy.star:sin", "math:sin"],
+)
 def test_a_function_that_is_or_may_be_there_is_no_fault_and_is_not_imported(reference, package):
     assert references.trouble(reference) is None
     assert "lazy" not in sys.modules
@@ -196,7 +203,11 @@ def test_a_module_with_bad_syntax_is_a_fault(package):
 
 def test_a_dataset_tells_what_it_sees_of_its_source(tmp_path):
     document = yaml.safe_load(TEXT.replace("3e-4", "0.0003"))
-    document["data"]["digits"] = {"kind": "csv", "uri": str(tmp_path / "no.csv"), "columns": {"image": {"kind": "vector", "size": 2}, "digit": "category", "ink": "number"}}
+    document["data"]["digits"] = {
+        "kind": "csv",
+        "uri": str(tmp_path / "no.csv"),
+        "columns": {"image": {"kind": "vector", "size": 2}, "digit": "category", "ink": "number"},
+    }
     document["seed"] = -1
     with pytest.raises(SpecError) as caught:
         load_spec(document)

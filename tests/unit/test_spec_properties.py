@@ -101,23 +101,23 @@ def mutate(document: Any, mutation: str, where: int, value: Any) -> None:
     if not spots:
         return
     node, key = spots[where % len(spots)]
-    old = node[key]
+    old, value = node[key], copy.deepcopy(value)
     if mutation == "delete":
         del node[key]
     elif mutation == "replace":
-        node[key] = copy.deepcopy(value) if isinstance(value, dict | list) else value
+        node[key] = value
     elif mutation == "wrap":
         node[key] = [old] if where % 2 else {"kind": old}
     elif mutation == "swap":
         other, name = spots[(where * 7919 + 13) % len(spots)]
         node[key] = copy.deepcopy(other[name])
     elif isinstance(node, list):
-        node.insert(key, old if mutation == "duplicate" else value)
+        node.insert(key, copy.deepcopy(old) if mutation == "duplicate" else value)
     elif mutation == "rename":
         del node[key]
         node[value if isinstance(value, str | int | float) else str(key) + "x"] = old
     else:
-        node[value if isinstance(value, str) else f"{key}2"] = old if mutation == "duplicate" else value
+        node[value if isinstance(value, str) else f"{key}2"] = copy.deepcopy(old) if mutation == "duplicate" else value
 
 
 def check(source: Any, sets: tuple[str, ...] = ()) -> JointSpec | None:
@@ -159,7 +159,11 @@ def test_a_mutated_document_is_a_spec_or_a_list_of_faults(which, changes):
 @given(
     which=st.sampled_from(range(len(GOOD))),
     cuts=st.lists(
-        st.tuples(st.integers(0, 10**6), st.integers(0, 6), st.binary(max_size=4) | st.sampled_from([b"{", b"&a ", b"*a", b"!!", b"\n", b"  ", b": ", b"- ", b"'", b"\t", b"%", b"?"])),
+        st.tuples(
+            st.integers(0, 10**6),
+            st.integers(0, 6),
+            st.binary(max_size=4) | st.sampled_from([b"{", b"&a ", b"*a", b"!!", b"\n", b"  ", b": ", b"- ", b"'", b"\t", b"%", b"?"]),
+        ),
         min_size=1,
         max_size=4,
     ),
@@ -186,7 +190,8 @@ PATHS = ["name", "train.batch", "train.zero", "train.zero.stage", "tasks.digit.m
     sets=st.lists(
         st.tuples(
             st.sampled_from(PATHS) | st.text(max_size=6),
-            st.sampled_from(["", "=", "=3", "=[a,b]", "={a: 1}", "=null", "=&a [*a]", "='", "=equal", "={kind: mlp}", "=digits"]) | st.text(max_size=6),
+            st.sampled_from(["", "=", "=3", "=[a,b]", "={a: 1}", "=null", "=&a [*a]", "='", "=equal", "={kind: mlp}", "=digits"])
+            | st.text(max_size=6),
         ).map("".join),
         min_size=1,
         max_size=3,
