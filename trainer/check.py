@@ -41,12 +41,13 @@ _OBJECTIVE = {"category": "cross_entropy", "number": "mse"}
 _METRICS = {"category": ("accuracy", "f1_macro"), "number": ("r2", "mae")}
 
 
-def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()) -> JointSpec:
+def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = (), *, sources: bool = True) -> JointSpec:
     """The resolved spec of a document.
 
     Args:
         source: path or URI (`file://`, `s3://`) of YAML or, where it ends in `.json`, JSON; a JSON text that starts with '{'; or a dict.
         overrides: `path=value`, applied in order; values are YAML.
+        sources: whether to look for the files that datasets read. Steps that come after they were prepared may run where those are not.
 
     Raises:
         SpecError: with every fault that was found.
@@ -64,8 +65,9 @@ def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()
     findings, draft = _draft(raw, findings)
     for rule in rules.RULES:
         findings = _merged(findings, rule(draft))
+    seen = _seen_by_datasets(draft, label, made) if sources else []
     ranked = [(_rank(raw, found.path), Fault(_place(label, made, found.path), found.finding, found.remedy)) for found in findings]
-    ranked += [(_rank(raw, ("data", name)), fault) for name, fault in _seen_by_datasets(draft, label, made)]
+    ranked += [(_rank(raw, ("data", name)), fault) for name, fault in seen]
     faults += [fault for _, fault in sorted(ranked, key=lambda pair: pair[0])]
     if faults or spec is None:
         raise SpecError(dict.fromkeys(Fault(*map(on_one_line, (fault.place, fault.finding, fault.remedy))) for fault in faults))

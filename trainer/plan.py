@@ -96,8 +96,9 @@ def train_relevant(spec: JointSpec) -> dict[str, Any]:
     train = {name: value for name, value in document["train"].items() if name != "checkpoint"}
     return {
         "models": document["models"],
-        "tasks": document["tasks"],
-        "phases": document["phases"],
+        # as lists, for their order matters and that of a mapping's keys is not part of a digest
+        "tasks": list(document["tasks"].items()),
+        "phases": list(document["phases"].items()),
         "train": train,
         "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node],
     }

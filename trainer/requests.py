@@ -35,7 +35,7 @@ def independent_requests(spec: JointSpec, data: Prepared) -> list[Json]:
 
 def write_request(root: str, request: Json) -> None:
     """Put a request where the ranks of its run find it."""
-    open_store(root).write(f"requests/train/{request['key']}.json", json.dumps(request, sort_keys=True).encode())
+    open_store(root).write(f"requests/train/{request['key']}.json", json.dumps(request).encode())
 
 
 def read_request(root: str, key: str) -> Json:

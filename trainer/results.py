@@ -31,7 +31,7 @@ _CODE = {
               "order.py", "joint.py", "engine.py", "step.py", "run.py", "plan.py", "checkpoint.py"),
     "score": (*_SHARED_CODE, "models", "objectives", "joint.py", "metrics", "bootstrap.py", "evaluate.py", "predict.py"),
     "compare": ("results.py", "parts.py", "metrics", "bootstrap.py", "evaluate.py", "gates.py", "compare.py"),
-    "report": ("results.py", "report.py", "templates"),
+    "report": ("results.py", "report.py", "report_tasks.py", "report_work.py", "report_data.py", "charts.py", "wording.py", "templates"),
 }  # fmt: skip
 
 

@@ -245,7 +245,7 @@ class Run:
             total, count = torch.zeros(len(tasks), device=world.device), torch.zeros(len(tasks), device=world.device)
             scores: dict[str, list[tuple[Tensor, Tensor]]] = {t: [] for t in tasks}
             rows = self.data.rows(name, "valid")
-            width = max(spec.train.batch, world.size)
+            width = max(4 * spec.train.batch, world.size)  # no gradients: room for more rows at a time
             for start in range(0, rows, width):
                 chosen = np.arange(start, min(start + width, rows))
                 mine = chosen[share(len(chosen), world.size, world.rank)]

@@ -215,3 +215,21 @@ def test_a_dataset_tells_what_it_sees_of_its_source(tmp_path):
     assert len(places) == 2
     assert places[0].startswith("document: data.digits")
     assert places[1] == "document: seed"
+
+
+def test_a_step_after_preparing_need_not_see_the_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"x": 1, "y": 2}\n')
+    document = {
+        "name": "job",
+        "data": {"rows": {"kind": "jsonl", "uri": "rows.jsonl", "columns": {"x": "number", "y": "number"}}},
+        "models": {"trunk": "mlp"},
+        "tasks": {"y": {"data": "rows", "model": "trunk", "input": "x", "target": "y"}},
+        "phases": {"only": {"epochs": 1}},
+    }
+    spec = load_spec(document)
+    source.unlink()
+    assert load_spec(spec.to_json(), sources=False) == spec
+    with pytest.raises(SpecError):
+        load_spec(spec.to_json())
