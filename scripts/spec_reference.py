@@ -1,7 +1,7 @@
 """Write docs/spec.md from the models of the document and the catalogue of parts.
 
-    python scripts/spec_reference.py            write it
-    python scripts/spec_reference.py --check    exit code 1 if it is not up to date
+python scripts/spec_reference.py            write it
+python scripts/spec_reference.py --check    exit code 1 if it is not up to date
 """
 
 from __future__ import annotations
