@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from functools import cache
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -60,9 +61,14 @@ class Page(HTMLParser):
         return [attrs["id"] or "" for _, attrs in self.tags if "id" in attrs]
 
 
-@pytest.fixture(scope="module", params=ODD)
+@pytest.fixture(params=ODD)
 def odd(request: pytest.FixtureRequest) -> tuple[dict, str]:
-    inputs = report_inputs(**{"points": 12, **ODD[request.param]})
+    return _odd(request.param)
+
+
+@cache  # not the fixture's scope: tests come in any order
+def _odd(job: str) -> tuple[dict, str]:
+    inputs = report_inputs(**{"points": 12, **ODD[job]})
     return inputs, render(**inputs)
 
 
