@@ -130,7 +130,7 @@ VIOLATIONS = {
 def broken_contracts(tree: Path) -> set[str]:
     """Names of the contracts that import-linter finds broken in a tree."""
     program = Path(sys.executable).with_name("lint-imports")
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "500"}
     run = subprocess.run([program, "--no-cache", "--no-logo"], cwd=tree, env=environment, capture_output=True, text=True)
     broken = set(re.findall(r"^(.+) BROKEN", run.stdout, flags=re.MULTILINE))
     assert run.returncode == bool(broken), run.stdout + run.stderr
