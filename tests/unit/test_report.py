@@ -25,7 +25,7 @@ ODD = {
     "metrics that are not defined": {"nan": True, "champion": True},
     "a failed gate": {"passed": False},
     "no validation records": {"valid": False},
-    "sixteen tasks": {"tasks": 16},
+    "sixteen tasks": {"tasks": 16, "points": 4},
     "one record": {"points": 1},
     "hostile names": {"tasks": 5, "names": HOSTILE, "champion": True},
 }
@@ -115,7 +115,7 @@ def test_charts_are_valid_svg_with_words_for_those_who_can_not_see_them(odd):
 def test_the_same_inputs_give_the_same_page_whatever_the_settings_of_matplotlib():
     import matplotlib
 
-    inputs = report_inputs(seeds=2)
+    inputs = report_inputs(tasks=1, seeds=2)
     first = render(**copy.deepcopy(inputs))
     with matplotlib.rc_context({"font.size": 40, "lines.linewidth": 9, "axes.facecolor": "red", "svg.fonttype": "path"}):
         assert render(**inputs) == first
@@ -133,27 +133,27 @@ def test_a_name_is_text_wherever_it_is_shown(name):
 
 
 def test_a_failed_gate_says_why_nothing_was_published():
-    page = Page(render(**report_inputs(passed=False)))
+    page = Page(render(**report_inputs(passed=False, points=2)))
     assert "gate failed" in page.text
     assert "nothing was published: price is worse than independent training by 0.031" in page.text
     assert "✗ failed worst_drop on price" in page.text
 
 
 def test_what_was_published_is_named():
-    page = Page(render(**report_inputs()))
+    page = Page(render(**report_inputs(tasks=1, points=2)))
     assert "published and promoted to champion: s3://models/reviews/models/reviews/versions/2026-02-11-9c1e" in page.text
 
 
 def test_the_headline_counts_the_tasks_that_were_helped_and_hurt():
-    inputs = report_inputs()
+    inputs = report_inputs(points=2)
     assert "Training jointly helped 2 and hurt 1 of 4 tasks" in Page(render(**inputs)).text
     inputs["verdict"]["helped"] = inputs["verdict"]["hurt"] = 0
     assert "Training jointly changed no task for better or worse." in Page(render(**inputs)).text
 
 
 def test_only_weights_that_move_are_drawn():
-    assert 'id="weights"' in render(**report_inputs(weighted=True))
-    assert 'id="weights"' not in render(**report_inputs(weighted=False))
+    assert 'id="weights"' in render(**report_inputs(tasks=1, weighted=True))
+    assert 'id="weights"' not in render(**report_inputs(tasks=1, weighted=False))
 
 
 def test_confusions_are_summed_over_the_seeds():
@@ -188,7 +188,7 @@ def test_a_reused_step_says_so():
 def test_the_document_is_there_as_yaml():
     import yaml
 
-    inputs = report_inputs()
+    inputs = report_inputs(tasks=1, points=2)
     text = [text for text in Page(render(**inputs)).words if text.startswith("name: reviews")]
     assert yaml.safe_load(text[0]) == inputs["spec"]
 
@@ -202,7 +202,7 @@ def test_absent_files_leave_out_their_sections_only():
 
 
 def test_long_histories_make_no_heavier_page():
-    assert len(render(**report_inputs(seeds=3, points=4000))) < 500_000
+    assert len(render(**report_inputs(tasks=2, seeds=3, points=4000))) < 300_000
 
 
 def test_curves_of_several_phases_lie_end_to_end():
@@ -261,7 +261,7 @@ def test_decimals_show_two_digits_of_the_interval(width, places):
 
 
 def test_leaks_conflicts_and_new_labels_are_told_with_their_rows():
-    page = Page(render(**report_inputs(tasks=5)))
+    page = Page(render(**report_inputs(tasks=5, points=2)))
     assert "! 3 rows of test equal a row of train, compared by text row 17 (train) = row 18,204 (test)" in page.text
     assert "! 2 groups of equal rows have different labels (4 rows)" in page.text
     assert "! 2 rows of test have a style that no training row has: style new" in page.text
@@ -297,6 +297,6 @@ def test_few_classes_keep_their_order_and_many_show_the_largest():
 
 
 def test_what_is_not_defined_says_why():
-    text = Page(render(**report_inputs(nan=True))).text
+    text = Page(render(**report_inputs(tasks=1, nan=True, points=2))).text
     assert "? undefined" in text
     assert "joint: all 3523 test rows have the same target" in text
