@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from trainer.errors import CotrainError, Fault, LaunchError, Stopped, UserError
+from trainer.lifeline import end_with_parent
 from trainer.observe import emit, words
 from trainer.requests import write_request
 from trainer.results import Result, fetch
@@ -50,7 +51,7 @@ def _train(root: str, request: dict[str, Any]) -> Result:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
         command = [sys.executable, *torchrun, *command]
     try:
-        process = subprocess.run(command, env=os.environ | _environment(ranks, failures), check=False)
+        process = subprocess.run(command, env=os.environ | _environment(ranks, failures), check=False, preexec_fn=end_with_parent)
         left = words(failures)
     finally:
         shutil.rmtree(failures, ignore_errors=True)

@@ -39,7 +39,7 @@ def prepare(item: dict, root: str) -> dict:
     from trainer.prepare import prepare as run
 
     with step("prepare", dataset=item["dataset"]) as found:
-        spec = load_spec(item["spec"])
+        spec = load_spec(item["spec"], sources=False)
         result = run(item["dataset"], spec.data[item["dataset"]], root)
         manifest = result.json("manifest.json")
         found["reused"] = result.reused
@@ -117,7 +117,7 @@ def compare(scores: List[dict], root: str, metrics: dsl.Output[dsl.Metrics]) -> 
     with step("compare") as found:
         result = judge(scores, root)
         verdict = result.json("verdict.json")
-        found.update(reused=result.reused, passed=verdict["gate"]["passed"])
+        found.update(key=result.key, reused=result.reused, passed=verdict["gate"]["passed"])
         metrics.log_metric("tasks helped", verdict["helped"])
         metrics.log_metric("tasks hurt", verdict["hurt"])
         metrics.log_metric("gate passed", float(verdict["gate"]["passed"]))
@@ -132,7 +132,7 @@ def publish(verdict: dict, scores: List[dict], root: str) -> dict:
 
     with step("publish") as found:
         outcome = promote(verdict, scores, root)
-        found["published"] = outcome["published"]
+        found.update(outcome)
         return outcome
 
 
@@ -146,6 +146,6 @@ def report(outcome: dict, verdict: dict, prepared: List[dict], scores: List[dict
 
     with step("report") as found:
         result = write_page(outcome, verdict, prepared, scores, root)
-        found["reused"] = result.reused
+        found.update(key=result.key, reused=result.reused)
         shutil.copy(result.folder / "report.html", page.path)
         return result.key

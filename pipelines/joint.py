@@ -19,20 +19,26 @@ def joint(spec: str, root: str):
     checked = steps.check(spec=spec, root=root)
     with dsl.ParallelFor(checked.output) as item:
         prepared = steps.prepare(item=item, root=root)
-    data = dsl.Collected(prepared.output)
 
-    runs = steps.plan_joint(prepared=data, root=root)
+    runs = steps.plan_joint(prepared=dsl.Collected(prepared.output), root=root)
     with dsl.ParallelFor(runs.output) as run:
         trained = steps.train(run=run, root=root).set_display_name("train joint")
-    baselines = steps.plan_independent(prepared=data, root=root)
+    baselines = steps.plan_independent(prepared=dsl.Collected(prepared.output), root=root)
     with dsl.ParallelFor(baselines.output) as run:
         alone = steps.train(run=run, root=root).set_display_name("train independent")
 
-    planned = steps.plan_evaluation(prepared=data, joint=dsl.Collected(trained.output), independent=dsl.Collected(alone.output))
+    planned = steps.plan_evaluation(prepared=dsl.Collected(prepared.output), joint=dsl.Collected(trained.output), independent=dsl.Collected(alone.output))
     with dsl.ParallelFor(planned.output) as item:
         scored = steps.evaluate(item=item, root=root)
-    scores = dsl.Collected(scored.outputs["Output"])
 
-    verdict = steps.compare(scores=scores, root=root)
-    outcome = steps.publish(verdict=verdict.outputs["Output"], scores=scores, root=root)
-    steps.report(outcome=outcome.output, verdict=verdict.outputs["Output"], prepared=data, scores=scores, root=root)
+    # KFP changes a Collected when a task takes it, so each task gets one of its own
+    judged = steps.compare(scores=dsl.Collected(scored.outputs["Output"]), root=root)
+    verdict = judged.outputs["Output"]
+    outcome = steps.publish(verdict=verdict, scores=dsl.Collected(scored.outputs["Output"]), root=root).output
+    steps.report(
+        outcome=outcome,
+        verdict=verdict,
+        prepared=dsl.Collected(prepared.output),
+        scores=dsl.Collected(scored.outputs["Output"]),
+        root=root,
+    )
