@@ -28,7 +28,7 @@ from trainer.spec import digest
 
 SPLITS = ["train", "valid", "test"]
 _CHUNK_ROWS = 8192
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 2 << 20
 _SHOWN = 5
 _WORK = ".work"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 4 << 20
 _Size = Annotated[int, Field(ge=1, le=1 << 14)]
 
 

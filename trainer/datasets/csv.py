@@ -17,6 +17,7 @@ from trainer.parts import Dataset
 
 _SUFFIXES = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz")
 _SHOWN = 5
+_BLOCK_BYTES = 1 << 20  # the reader holds up to 32 of them
 _REMEDY = "correct these lines"
 
 
@@ -62,23 +63,28 @@ class Csv(Dataset):
         parse = arrow.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note)
         try:
             with _Counted(path) as file:
-                options = arrow.ReadOptions(use_threads=False, block_size=4 << 20)
+                options = arrow.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
                 with arrow.open_csv(file, read_options=options, parse_options=parse, convert_options=convert) as reader:
                     for batch in reader:
                         yield batch.select(list(columns))
                 odd = file.quotes % 2 == 1
         except (pa.ArrowInvalid, OSError) as error:
-            remedy = "save it as UTF-8" if "UTF8" in str(error) else "replace the file: it is damaged, or no CSV file"
+            if "UTF8" in str(error):
+                raise DataError.at(f"{place}:{_undecodable(path)}", "is not UTF-8", "save the file as UTF-8") from error
+            remedy = "replace the file: it is damaged, or no CSV file"
+            if "straddling" in str(error):  # the words of a reader that works in blocks
+                finding, remedy = f"has a row of more than {_BLOCK_BYTES >> 20} MiB", "keep rows of that size as Parquet or JSON lines"
+                raise DataError.at(place, finding, remedy) from error
             raise DataError.at(place, f"can't be read: {str(error).splitlines()[0]}", remedy) from error
         if (bad or odd) and (found := self._faults_of_lines(path, place)):
             raise DataError(found)
 
     def _header(self, path: Path, place: str) -> list[str]:
         try:
-            with _Counted(path) as file, io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="") as text:  # type: ignore[type-var]
+            with _Counted(path) as file, io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "replace", "") as text:  # type: ignore[type-var]
                 names = next(csv.reader(text, delimiter=self.delimiter), [])
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError.at(place, f"can't be read: {error}", "replace the file: it is damaged, or no CSV file in UTF-8") from error
+        except (OSError, csv.Error) as error:
+            raise DataError.at(place, f"can't be read: {error}", "replace the file: it is damaged, or no CSV file") from error
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names or twice:
             finding = f"names the column '{twice[0]}' twice in its header" if twice else "is empty"
@@ -89,7 +95,7 @@ class Csv(Dataset):
         """A slow second look, which knows line numbers, at a file in which something is wrong."""
         found = []
         count = 0
-        with _Counted(path) as file, io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="") as text:  # type: ignore[type-var]
+        with _Counted(path) as file, io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "replace", "") as text:  # type: ignore[type-var]
             reader = csv.reader(text, delimiter=self.delimiter, strict=True)
             line = 1
             try:
@@ -107,6 +113,17 @@ class Csv(Dataset):
         if count > _SHOWN:
             found.append(Fault(place, f"has {count - _SHOWN} more lines with a wrong number of fields", _REMEDY))
         return found
+
+
+def _undecodable(path: Path) -> int:
+    """The first line that is not UTF-8."""
+    with _Counted(path) as file, io.BufferedReader(file) as lines:  # type: ignore[type-var]
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 class _Counted(io.RawIOBase):

@@ -16,7 +16,7 @@ from trainer.errors import DataError, Fault, one_of
 from trainer.parts import Dataset, Store
 from trainer.stores import open_store
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 4 << 20
 BATCH_ROWS = 8192
 
 

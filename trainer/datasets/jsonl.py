@@ -56,14 +56,13 @@ def _read(path: Path, place: str, columns: Sequence[str], seen: set[str], known:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())
             if not isinstance(row, dict):
                 raise ValueError(f"is {type(row).__name__}, not an object")
         except (ValueError, RecursionError) as error:
             more += len(wrong) >= _SHOWN
             if len(wrong) < _SHOWN:
-                word = str(error) if str(error).startswith("is ") else f"is no JSON: {error}"
-                wrong.append(Fault(f"{place}:{number}", word, _REMEDY))
+                wrong.append(Fault(f"{place}:{number}", _word(error), _REMEDY))
             continue
         if len(known) < 1000:
             known.update(row)
@@ -81,6 +80,12 @@ def _read(path: Path, place: str, columns: Sequence[str], seen: set[str], known:
         raise DataError(wrong)
 
 
+def _word(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"is no JSON: {error.msg} at column {error.colno}"
+    return str(error) if str(error).startswith("is ") else f"is no JSON: {error}"
+
+
 def _batch(rows: list[dict[str, Any]], numbers: list[int], place: str, columns: Sequence[str], seen: set[str]) -> pa.RecordBatch:
     arrays = []
     wrong = []
@@ -90,14 +95,14 @@ def _batch(rows: list[dict[str, Any]], numbers: list[int], place: str, columns: 
             seen.add(name)
         try:
             arrays.append(pa.array(values))
-        except (pa.ArrowException, OverflowError, TypeError) as error:
-            wrong.append(_odd_one(values, numbers, place, name, error))
+        except (pa.ArrowException, OverflowError, TypeError):
+            wrong.append(_odd_one(values, numbers, place, name))
     if wrong:
         raise DataError(wrong)
     return pa.record_batch(arrays, list(columns))
 
 
-def _odd_one(values: list[Any], numbers: list[int], place: str, name: str, error: Exception) -> Fault:
+def _odd_one(values: list[Any], numbers: list[int], place: str, name: str) -> Fault:
     """The first value that does not go with those before it, found by halving."""
     low, high = 1, len(values)
     while low < high:
@@ -110,7 +115,7 @@ def _odd_one(values: list[Any], numbers: list[int], place: str, name: str, error
     found = repr(values[low - 1])
     found = found if len(found) <= 60 else f"{found[:57]}..."
     finding = f"'{name}' is {found}, of another type than in the lines before"
-    if isinstance(error, OverflowError):
+    if isinstance(values[low - 1], int) and not -(2**63) <= values[low - 1] < 2**64:
         finding = f"'{name}' is {found}, too large for 64 bits"
     return Fault(f"{place}:{numbers[low - 1]}", finding, "give the column one type")
 

@@ -21,10 +21,12 @@ def read(path: Path, place: str, columns: Sequence[str]) -> Iterator[pa.RecordBa
         # a buffer, so that a row group is read in pieces and not at once
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             files.require(place, columns, file.schema_arrow.names)
-            meta = file.metadata
-            size = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups)) / max(1, meta.num_rows)
-            rows = int(max(1, min(files.BATCH_ROWS, files.BATCH_BYTES // max(1.0, size))))
-            for batch in file.iter_batches(batch_size=rows, columns=list(dict.fromkeys(columns))):
+            wanted = list(dict.fromkeys(columns))
+            # how large rows are is only known once they are decoded
+            first = next(file.iter_batches(batch_size=64, columns=wanted), None)
+            size = max(1, first.nbytes // max(1, len(first))) if first is not None else 1
+            rows = max(1, min(files.BATCH_ROWS, files.BATCH_BYTES // size))
+            for batch in file.iter_batches(batch_size=rows, columns=wanted):
                 yield batch.select(list(columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError.at(place, f"can't be read: {str(error).splitlines()[0]}", _REMEDY) from error
