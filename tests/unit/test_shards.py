@@ -36,8 +36,10 @@ def written(folder, rows, shard_rows, batch=7):
     return values, {"rows": {"train": rows}, "shards": {"train": writer.paths}}
 
 
+@pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("shard_rows", [1, 3, 7, 50, 1000])
-def test_rows_come_back_in_the_order_they_are_asked_for(shard_rows, tmp_path):
+def test_rows_come_back_in_the_order_they_are_asked_for(shard_rows, whole_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.shards._WHOLE_BYTES", whole_bytes)
     values, manifest = written(tmp_path, 50, shard_rows)
     split = Split(tmp_path, manifest, "train")
     assert len(split) == 50 and len(manifest["shards"]["train"]) == -(-50 // shard_rows)
@@ -72,8 +74,10 @@ def test_columns_are_views_of_the_file_and_not_copies(tmp_path):
     assert pa.total_allocated_bytes() == before
 
 
+@pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("rows", [[50], [-51], [3, 99]])
-def test_rows_that_are_not_there_are_an_error(rows, tmp_path):
+def test_rows_that_are_not_there_are_an_error(rows, whole_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.shards._WHOLE_BYTES", whole_bytes)
     _, manifest = written(tmp_path, 50, 20)
     with pytest.raises(IndexError):
         Split(tmp_path, manifest, "train").gather("label", np.array(rows))
@@ -81,10 +85,15 @@ def test_rows_that_are_not_there_are_an_error(rows, tmp_path):
 
 def test_more_shards_than_may_be_open_are_read_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.shards._OPEN", 3)
+    monkeypatch.setattr("trainer.shards._WHOLE_BYTES", 0)
+    opened = []
+    monkeypatch.setattr("trainer.shards.read_batch", lambda path: opened.append(path) or read_batch(path))
     values, manifest = written(tmp_path, 50, 2)
     split = Split(tmp_path, manifest, "train")
     rows = np.random.default_rng(1).permutation(50)
     np.testing.assert_array_equal(split.gather("image", rows), values["image"][rows])
+    np.testing.assert_array_equal(split.gather("image", rows[:2]), values["image"][rows[:2]])
+    assert len(split._pieces["image"]) <= 3 and len(opened) > 25
 
 
 def test_a_damaged_shard_is_told_with_its_path(tmp_path):

@@ -82,7 +82,7 @@ def _read(path: Path, place: str, columns: Sequence[str], seen: set[str], known:
 
 def _word(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"is no JSON: {error.msg} at column {error.colno}"
+        return f"is no JSON: {error.msg}: column {error.colno}"
     return str(error) if str(error).startswith("is ") else f"is no JSON: {error}"
 
 
