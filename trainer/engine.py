@@ -32,6 +32,10 @@ class Engine(Protocol):
 
     module: Joint
 
+    @property
+    def scale(self) -> float:
+        """What gradients are multiplied by inside a backward pass: the loss scale of fp16, else 1."""
+
     def losses(self, tasks: Sequence[str], batches: Batches) -> Tensor:
         """Summed losses `[T]` of a micro-batch, with a graph."""
 
@@ -103,6 +107,10 @@ class _TorchEngine:
         self._clip = train.clip
         module.train()
 
+    @property
+    def scale(self) -> float:
+        return 1.0
+
     def losses(self, tasks: Sequence[str], batches: Batches) -> Tensor:
         return self.module(tasks, batches)
 
@@ -166,6 +174,10 @@ class _DeepSpeedEngine:
             model=module, optimizer=optimizer.build(list(self._named.values())), config=self._config, dist_init_required=False
         )
         self._engine.train()
+
+    @property
+    def scale(self) -> float:
+        return float(self._optimizer.loss_scale) if self._config["fp16"]["enabled"] else 1.0
 
     def losses(self, tasks: Sequence[str], batches: Batches) -> Tensor:
         return self._engine(tasks, batches)

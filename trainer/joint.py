@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.balance import Balance, Reached, watch
 from trainer.spec import JointSpec, Task
 
 Fitted = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -34,29 +35,43 @@ class Joint(nn.Module):
         self.tasks = dict(tasks)
         self.models = nn.ModuleDict(models)
         self.heads = nn.ModuleDict(heads)
+        self.balance: Balance | None = None
+        """The balance point of the micro-batch at hand; None: gradients of tasks add up as they are."""
 
     def outputs(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Head outputs `[B, K]` of tasks on one dataset, from its input columns."""
-        found: dict[str, Tensor] = {}
+        return {name: self.heads[name](reached.z) for reached in self._reach(tasks, inputs) for name in reached.tasks}
+
+    def _reach(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> Iterator[Reached]:
+        """The representation of each trunk, with the tasks whose heads stand on it."""
         trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
         for (model, columns), names in itertools.groupby(sorted(tasks, key=trunk), key=trunk):
             trunk_module = self.models[model]
             dtype = next((p.dtype for p in trunk_module.parameters()), torch.float32)  # bf16 where the engine made it so
-            z_BD = trunk_module(*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
-            for name in names:
-                found[name] = self.heads[name](z_BD)
-        return found
+            layer = self.balance.layers.get(model) if self.balance and self.training else None
+            with watch(layer) as seen:
+                z_BD = trunk_module(*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
+            yield Reached(z_BD, list(names), seen[-1] if seen else None)
 
     def forward(self, tasks: Sequence[str], batches: Batches, outputs: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Summed losses `[T]` of `tasks`, in their order, float32; with `outputs` also what the heads gave."""
+        points = [
+            reached
+            for data, (inputs, _) in batches.items()
+            for reached in self._reach([name for name in tasks if self.tasks[name].data == data], inputs)
+        ]
+        views = [{name: point.z for name in point.tasks} for point in points]
+        if self.balance and self.training:
+            views = self.balance.views(points)
         totals: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
-        for data, (inputs, targets) in batches.items():
-            here = [name for name in tasks if self.tasks[name].data == data]
-            for name, output_BK in self.outputs(here, inputs).items():
-                task = self.tasks[name]
-                totals[name] = task.objective.total(output_BK, targets[task.target])  # type: ignore[union-attr]
-                found[name] = output_BK
+        for name, z_BD in (pair for view in views for pair in view.items()):
+            task = self.tasks[name]
+            found[name] = self.heads[name](z_BD)
+            totals[name] = task.objective.total(found[name], batches[task.data][1][task.target])  # type: ignore[union-attr]
+        if self.balance and self.training and self.balance.exact:
+            shared = [p for model in {self.tasks[name].model for name in tasks} for p in self.models[model].parameters() if p.requires_grad]
+            self.balance.measure([totals[name] for name in tasks], shared)
         total_T = torch.stack([totals[name] for name in tasks])
         return (total_T, found) if outputs else total_T
 

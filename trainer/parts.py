@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -197,24 +197,65 @@ class Optimizer(Part):
         raise NotImplementedError
 
 
+class Gram(BaseModel):
+    """What the Gramian of the task gradients is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    source: Literal["representation", "last_layer", "exact"] = Field(
+        description="Gradients at the representation; of the weights of the last shared layer; of all shared parameters."
+    )
+    layer: str | None = Field(None, description="Path of the last shared layer inside the model. Default: its last linear or convolutional one.")
+    columns: int = Field(64, ge=1, le=65536, description="Random directions that the last layer's inputs are projected onto.")
+    every: int = Field(1, ge=1, description="Steps between exact Gramians; the steps between use `last_layer`.")
+
+
+GramField = Annotated[Gram, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)]
+
+
 class Balancer(Part):
     """How the task losses of one step are weighed. Sees losses, and the Gramian of the task gradients if it asks.
 
     The same numbers reach every rank, so every rank computes the same weights.
     """
 
+    gram: GramField | None = Field(None, description="What the Gramian is made of, or the name of its source. Default: what suits the method.")
+    probe_every: int | None = Field(
+        None, ge=1, description="Steps between exact looks at task gradients: how they conflict, and how near the update is to the exact one."
+    )
+
     needs_gram: ClassVar[bool] = False
+    """Whether `weigh` reads the Gramian."""
+    needs_loss: ClassVar[bool] = True
+    """Whether `weigh` reads the values of the losses."""
+    needs_grads: ClassVar[bool] = False
+    """Whether the update at the balance point is made by `combine`, from the task gradients themselves."""
+    default_gram: ClassVar[Literal["representation", "last_layer"]] = "representation"
+    """What the Gramian is best made of, where the document doesn't say."""
+    conflict_free: ClassVar[bool] = False
+    """Whether no task gradient has a negative inner product with the update, where task gradients are linearly independent."""
+    positive: ClassVar[bool] = True
+    """Whether weights are never negative."""
 
     def init(self, tasks: Sequence[str]) -> State:
         """The state before the first step."""
         return {}
+
+    def combine(self, grads_TN: Tensor, present_T: Tensor, state: State) -> tuple[Tensor, State]:
+        """The update `[N]` at the balance point, and the next state. Called instead of `weigh` where `needs_grads`.
+
+        Args:
+            grads_TN: task gradients at the balance point on this rank, flattened; zeros where the task is absent.
+            present_T: bool; which tasks this step has rows of.
+        """
+        raise NotImplementedError
 
     def weigh(self, loss_T: Tensor, gram_TT: Tensor | None, present_T: Tensor, state: State) -> tuple[Tensor, State]:
         """Weights for one step and the next state.
 
         Args:
             loss_T: mean loss per task over all ranks, float32, detached; 0 where the task is absent.
-            gram_TT: inner products of task gradients, float32, or None unless `needs_gram`.
+            gram_TT: inner products of task gradients, float32, 0 where absent, or None unless `needs_gram`.
             present_T: bool; which tasks this step has rows of.
 
         Returns:
