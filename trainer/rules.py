@@ -223,6 +223,28 @@ def _weighed(draft: Draft, name: str, phase: Phase) -> Iterator[Finding]:
         yield Finding(path, "every weight is 0", "give a task a weight above 0")
 
 
+def gradients_meet(draft: Draft) -> Iterator[Finding]:
+    """A balancer that weighs gradients has at least two tasks on one model, and sharding lets it see what it asks for."""
+    for name, phase in draft.phases.items():
+        path: Path = ("phases", name, "balancer")
+        if phase is None or not draft.sound(path):
+            continue
+        balancer = phase.balancer
+        looks = balancer.needs_gram or balancer.needs_grads or balancer.probe_every is not None
+        if balancer.gram is not None and not balancer.needs_gram and balancer.probe_every is None:
+            yield Finding((*path, "gram"), f"{balancer.kind} weighs losses and asks for no Gramian", "leave out gram, or choose a gradient method")
+        if looks and draft.sound(("phases", name, "tasks"), ("tasks",)):
+            models = [task.model for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
+            if len(models) < 2:
+                yield Finding(path, f"{balancer.kind} weighs the gradients of several tasks, and the phase has one", "write equal")
+            elif len(set(models)) == len(models):
+                yield Finding(path, f"{balancer.kind} weighs gradients where tasks share a model, and here none do", "write equal, or share a model")
+        exact = balancer.probe_every is not None or (balancer.gram is not None and balancer.gram.source == "exact")
+        if exact and draft.train is not None and draft.train.zero.stage == 3 and draft.sound(("train", "zero")):
+            what = "probe_every" if balancer.probe_every is not None else "gram"
+            yield Finding((*path, what), "exact gradients need whole parameters, which ZeRO stage 3 shards", "set train.zero.stage to 2")
+
+
 def all_is_used(draft: Draft) -> Iterator[Finding]:
     """Nothing is declared that no task or phase uses. Silent while a broken name may be what uses it."""
     tasks = list(draft.tasks.values())
@@ -342,6 +364,7 @@ RULES: tuple[Rule, ...] = (
     targets_fit,
     metrics_differ,
     phases_fit,
+    gradients_meet,
     all_is_used,
     training_is_legal,
     comparison_fits,
