@@ -40,11 +40,12 @@ class Uncertainty(Balancer):
 
         log_var_T = state["log_var_T"]
         weight_T = torch.exp(-log_var_T)
-        grad_T = 1 - weight_T * loss_T
-        steps_T = state["steps_T"] + present_T
-        mean_T = torch.where(present_T, 0.9 * state["mean_T"] + 0.1 * grad_T, state["mean_T"])
-        square_T = torch.where(present_T, 0.999 * state["square_T"] + 0.001 * grad_T.square(), state["square_T"])
+        counts_T = present_T & loss_T.isfinite()
+        grad_T = (1 - weight_T * loss_T).clamp(-1e15, 1e15)  # its square has to stay within float32
+        steps_T = state["steps_T"] + counts_T
+        mean_T = torch.where(counts_T, 0.9 * state["mean_T"] + 0.1 * grad_T, state["mean_T"])
+        square_T = torch.where(counts_T, 0.999 * state["square_T"] + 0.001 * grad_T.square(), state["square_T"])
         count_T = steps_T.clamp_min(1)
         step_T = (mean_T / (1 - 0.9**count_T)) / ((square_T / (1 - 0.999**count_T)).sqrt() + 1e-8)
-        after = {"log_var_T": log_var_T - self.lr * step_T * present_T, "mean_T": mean_T, "square_T": square_T, "steps_T": steps_T}
+        after = {"log_var_T": log_var_T - self.lr * step_T * counts_T, "mean_T": mean_T, "square_T": square_T, "steps_T": steps_T}
         return weight_T * present_T, after
