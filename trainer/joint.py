@@ -26,7 +26,8 @@ class Joint(nn.Module):
     """Trunks shared between tasks, a head for each.
 
     Weights are named `models.<model>...` and `heads.<task>...`. Tasks with the same dataset, model and inputs
-    share one forward pass of the trunk.
+    share one forward pass of the trunk. A model none of whose parameters learns stays in evaluation mode: neither
+    dropout nor running statistics are for what is frozen.
     """
 
     def __init__(self, tasks: Mapping[str, Task], models: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
@@ -34,18 +35,34 @@ class Joint(nn.Module):
         self.tasks = dict(tasks)
         self.models = nn.ModuleDict(models)
         self.heads = nn.ModuleDict(heads)
+        self._passes: dict[tuple[str, ...], list[tuple[str, list[str], list[str]]]] = {}
+
+    def train(self, mode: bool = True) -> Joint:
+        """As `nn.Module.train`, but for frozen models."""
+        super().train(mode)
+        for model in self.models.values():
+            learns = [p.requires_grad for p in model.parameters()]
+            if learns and not any(learns):
+                model.eval()
+        return self
 
     def outputs(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Head outputs `[B, K]` of tasks on one dataset, from its input columns."""
         found: dict[str, Tensor] = {}
-        trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
-        for (model, columns), names in itertools.groupby(sorted(tasks, key=trunk), key=trunk):
-            trunk_module = self.models[model]
-            dtype = next((p.dtype for p in trunk_module.parameters()), torch.float32)  # bf16 where the engine made it so
-            z_BD = trunk_module(*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
+        for model, columns, names in self._trunks(tuple(tasks)):
+            dtype = next(self.heads.parameters()).dtype  # bf16 where the engine made it so
+            z_BD = self.models[model](*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
             for name in names:
-                found[name] = self.heads[name](z_BD)
+                found[name] = self.heads[name](z_BD.to(dtype))
         return found
+
+    def _trunks(self, tasks: tuple[str, ...]) -> list[tuple[str, list[str], list[str]]]:
+        """Model, columns and tasks of each forward pass of a trunk."""
+        if tasks not in self._passes:
+            trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
+            groups = itertools.groupby(sorted(tasks, key=trunk), key=trunk)
+            self._passes[tasks] = [(model, columns, list(names)) for (model, columns), names in groups]
+        return self._passes[tasks]
 
     def forward(self, tasks: Sequence[str], batches: Batches, outputs: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Summed losses `[T]` of `tasks`, in their order, float32; with `outputs` also what the heads gave."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class StepLog:
     count_T: Tensor
     """Rows that counted."""
     weight_T: Tensor
-    """Weights, averaged over micro-batches."""
+    """Weights, averaged over the rows that counted; 0 where none did."""
     asked: Tensor
     """`[2]`: how many ranks ask for a stop, and for a checkpoint."""
 
@@ -48,7 +49,8 @@ def joint_step(
     """Train one step and return what happened and the balancer's next state.
 
     Every task's loss is the sum over all rows of the step divided by their number, over all ranks and
-    micro-batches; ranks may hold unequal rows, and rows without a target don't count.
+    micro-batches; ranks may hold unequal rows, and rows without a target don't count. Weights are made
+    anew for each micro-batch, from its own losses: those of the whole step are known too late.
 
     Args:
         tasks: the tasks of the phase, in order.
@@ -59,19 +61,17 @@ def joint_step(
     device = world.device
     names = list(tasks)
     seen = [names[t] for t in present]
-    index = torch.tensor(present, device=device)
-    present_T = torch.zeros(len(names), dtype=torch.bool, device=device)
-    present_T[index] = True
-    asked = torch.tensor([float(a) for a in asks], device=device)
+    # with all tasks there, as nearly always, a vector of those present is a vector of all
+    zeros_T, index = _places(tuple(present), len(names), device)
+    asked = _asked(asks, device)
     rows = [_counts(tasks, seen, batches) for batches in micro_batches]
 
     several = len(micro_batches) > 1
-    count_P = torch.stack(rows).sum(0)
+    count_P = rows[0]
     if several:  # the divisor is that of the whole step, so it is needed before the first backward pass
-        count_P, asked = world.sum(count_P, asked)
+        count_P, asked = world.sum(torch.stack(rows).sum(0), asked)
 
-    zeros_T = torch.zeros(len(names), device=device)
-    total_P, weight_T = torch.zeros_like(count_P), zeros_T
+    total_P = weight_T = None
     for micro, batches in enumerate(micro_batches):
         sums_P = engine.losses(seen, batches)
         if several:
@@ -79,16 +79,38 @@ def joint_step(
         else:
             found_P, count_P, asked = world.sum(sums_P.detach(), count_P, asked)
             micro_P = count_P
-        total_P = total_P + found_P
-        loss_T = zeros_T.index_copy(0, index, found_P / micro_P.clamp_min(1))
-        now_T, state = balancer.weigh(loss_T, None, present_T, state)
-        weight_T = weight_T + now_T / len(micro_batches)
+        # a task none of whose rows has a target is absent: the 0 that stands for its loss is not a loss
+        counted_T = _spread(zeros_T, index, micro_P)
+        loss_T = _spread(zeros_T, index, found_P / micro_P.clamp_min(1))
+        now_T, state = balancer.weigh(loss_T, None, counted_T > 0, state)
         # engines average gradients over ranks: times the world size, the sum over ranks is left
-        scale_P = now_T[index] * world.size / count_P.clamp_min(1)
-        engine.backward((sums_P * scale_P).sum())
+        scale_P = (now_T if index is None else now_T[index]) * world.size / count_P.clamp_min(1)
+        engine.backward(torch.dot(sums_P, scale_P))
         engine.step(lr, boundary=micro == len(micro_batches) - 1)
+        total_P = found_P if total_P is None else total_P + found_P
+        weight_T = now_T * counted_T if weight_T is None else weight_T + now_T * counted_T
 
-    return StepLog(zeros_T.index_copy(0, index, total_P), zeros_T.index_copy(0, index, count_P), weight_T, asked), state
+    assert total_P is not None
+    assert weight_T is not None
+    count_T = _spread(zeros_T, index, count_P)
+    return StepLog(_spread(zeros_T, index, total_P), count_T, weight_T / count_T.clamp_min(1), asked), state
+
+
+@lru_cache(maxsize=1024)
+def _places(present: tuple[int, ...], tasks: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Zeros for all tasks, and where among them those present are; None where that is all."""
+    zeros_T = torch.zeros(tasks, device=device)
+    return zeros_T, None if present == tuple(range(tasks)) else torch.tensor(present, device=device)
+
+
+@lru_cache(maxsize=16)
+def _asked(asks: tuple[bool, bool], device: torch.device) -> Tensor:
+    return torch.tensor([float(a) for a in asks], device=device)
+
+
+def _spread(zeros_T: Tensor, index: Tensor | None, x_P: Tensor) -> Tensor:
+    """Values of the tasks present, at their places among all."""
+    return x_P if index is None else zeros_T.index_copy(0, index, x_P)
 
 
 def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches) -> Tensor:
