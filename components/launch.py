@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock
 
-from trainer.errors import CotrainError, Fault, LaunchError, Stopped, UserError
-from trainer.lifeline import end_with_parent
+from trainer.errors import CotrainError, Fault, Stopped, UserError
 from trainer.observe import emit, words
 from trainer.requests import write_request
 from trainer.results import Result, fetch
@@ -45,28 +46,55 @@ def train_here(root: str, request: dict[str, Any]) -> Result:
 def _train(root: str, request: dict[str, Any]) -> Result:
     cluster = request["spec"]["cluster"]
     ranks = cluster["nodes"] * (cluster["gpus_per_node"] or cluster["processes_per_node"])
-    failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     command = [sys.executable, "-m", "trainer.run", root, request["key"]]
     if ranks > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
         command = [sys.executable, *torchrun, *command]
+    failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     try:
-        process = subprocess.run(command, env=os.environ | _environment(ranks, failures), check=False, preexec_fn=end_with_parent)
+        code, stopped = _call(command, os.environ | _environment(ranks, failures))
         left = words(failures)
     finally:
         shutil.rmtree(failures, ignore_errors=True)
     result = fetch(root, "train", request["key"])
     if result:
         return Result(result.key, result.folder, reused=False)
+    said = [word for word in left if word["type"] == "Stopped"]
+    if stopped or (left and left[0] in said):
+        raise Stopped(said[0]["message"] if said else "stopped before the first step was done")
     if not left:
-        raise CotrainError(f"training ended with exit code {process.returncode} and left no result and no word; see the lines above")
+        hint = ": killed, most often because memory ran out" if code == -signal.SIGKILL else ""
+        raise CotrainError(f"training ended with exit code {code} and left neither a result nor a word{hint}")
     first = left[0]
     emit("training_failed", who=first["who"], error=first["type"], message=first["message"])
-    if first["type"] == "Stopped":
-        raise Stopped(first["message"])
     if first["faults"]:
-        raise {"LaunchError": LaunchError}.get(first["type"], UserError)(Fault(**fault) for fault in first["faults"])
-    raise CotrainError(f"{first['who']} failed first: {first['message']}\n{first['traceback']}")
+        raise UserError(Fault(**fault) for fault in first["faults"])
+    raise CotrainError(f"{first['who']} failed first: {first['message']}\n{first['traceback']}".rstrip())
+
+
+def _call(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """The exit code of a command that SIGTERM is passed on to, once, and whether there was one."""
+    process: subprocess.Popen[bytes] | None = None
+    asked = passed = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        pass_on()
+
+    def pass_on() -> None:
+        nonlocal passed
+        if asked and process and not passed:
+            passed = True
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        process = subprocess.Popen(command, env=environment)
+        pass_on()
+        return process.wait(), asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _environment(ranks: int, failures: Path) -> dict[str, str]:
@@ -80,5 +108,4 @@ def _environment(ranks: int, failures: Path) -> dict[str, str]:
         "TORCHDYNAMO_DISABLE": "1",
         "TORCH_COMPILE_DISABLE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT_S),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.getcwd(), os.environ.get("PYTHONPATH", "")]),
     }

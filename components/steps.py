@@ -131,7 +131,7 @@ def publish(verdict: dict, scores: List[dict], root: str) -> dict:
     from trainer.flow import promote
 
     with step("publish") as found:
-        outcome = promote(verdict, scores, root)
+        outcome, found["reused"] = promote(verdict, scores, root)
         found.update(outcome)
         return outcome
 

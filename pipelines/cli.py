@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.errors import CotrainError, GateFailed, UserError
+from trainer.errors import CotrainError, GateFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from pipelines.execute import Finished
 
 Set = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field: --set train.batch=128. Repeatable.")
 Root = click.option("--root", default="runs", show_default=True, metavar="URI", help="Where results are kept: a folder, file:// or s3://.")
@@ -24,8 +28,12 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError:
+        except BrokenPipeError:  # whoever read the output has left: not an error of either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            sys.exit(Stopped.exit_code)
         except CotrainError as error:
             click.echo(str(error), err=True)
             sys.exit(error.exit_code)
@@ -40,8 +48,6 @@ def main() -> None:
 
     A SPEC is a YAML or JSON file, or the URI of one (see docs/spec.md).
     """
-    import os
-
     sys.path.insert(0, os.getcwd())  # where a document's own functions, package.module:function, are looked for
 
 
@@ -90,15 +96,14 @@ def run(spec: str, overrides: tuple[str, ...], root: str) -> None:
 
 
 def run_folder(name: str) -> Path:
-    """A new folder for the logs and the report of one run."""
-    import os
+    """Where the log and the report of one run go; it does not exist yet."""
     from datetime import UTC, datetime
 
     return Path("runs") / "logs" / name / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
 
 
-def conclude(finished: Any, root: str) -> None:
-    """Say what came of a run.
+def conclude(finished: Finished, root: str) -> None:
+    """Say what came of a run: on standard output where a person looks on, else on standard error, beside the events.
 
     Raises:
         GateFailed: if nothing was published.
@@ -115,28 +120,27 @@ def conclude(finished: Any, root: str) -> None:
         raise CotrainError(f"the results are gone from {root}; the log is {finished.folder / 'pipeline.log'}")
     page = finished.folder / "report.html"
     shutil.copy(report.folder / "report.html", page)
-    (finished.folder / "outcome.json").write_text(json.dumps(finished.outcome))
-    click.echo()
-    for line in sentence(verdict.json("verdict.json")):
-        click.echo(line)
-    click.echo()
-    if finished.reused:
-        click.echo(f"reused: {', '.join(finished.reused)}" if finished.worked else "reused everything: nothing has changed since it was done")
-    click.echo(f"report: {page}")
+    (finished.folder / "outcome.json").write_text(json.dumps(finished.outcome, indent=1))
+    lines = ["", *sentence(verdict.json("verdict.json")), ""]
+    if not finished.worked:
+        lines.append("reused everything: nothing has changed since it was done")
+    elif finished.reused:
+        lines.append(f"reused: {', '.join(finished.reused)}")
+    lines.append(f"report: {page}")
+    if finished.outcome["published"]:
+        lines.append(f"published: {finished.outcome['published']}")
+    click.echo("\n".join(lines), err=not sys.stdout.isatty())
     if not finished.outcome["published"]:
         reasons = "\n".join(f"    {reason}" for reason in finished.outcome["reasons"])
         raise GateFailed(f"nothing was published, a gate said no:\n{reasons}")
-    click.echo(f"published: {finished.outcome['published']}")
 
 
 @main.command("compile")
-@click.option("-o", "--output", default="cotrain.yaml", show_default=True, type=click.Path(dir_okay=False), help="Where the compiled pipeline goes.")
+@click.option("-o", "--output", default="cotrain.yaml", show_default=True, type=click.Path(dir_okay=False), help="Where it goes.")
 @click.option("--image", help="Container image of every step (also: COTRAIN_IMAGE).")
 @told
 def compile_(output: str, image: str | None) -> None:
     """Compile the pipeline that `run` executes, for a cluster."""
-    import os
-
     if not output.endswith((".yaml", ".json")):
         raise UserError.at("--output", f"'{output}' is neither .yaml nor .json", "name a .yaml file")
     if image:
@@ -171,7 +175,9 @@ def _row(line: str, number: int, name: str) -> Any:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError.at(f"{name}:{number}", f"is not JSON: {error.msg} at column {error.colno}", "write one JSON object a line") from None
+        raise UserError.at(
+            f"{name}:{number}", f"is not JSON: {error.msg} at column {error.colno}", "write one JSON object a line"
+        ) from None
     if not isinstance(row, dict):
         raise UserError.at(f"{name}:{number}", f"is a JSON {type(row).__name__}, not an object", "write one JSON object a line")
     return row

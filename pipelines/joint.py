@@ -9,8 +9,8 @@ from components import steps
 
 
 @dsl.pipeline(name="cotrain", description="Train jointly and prove, per task, that it paid off.")
-def joint(spec: str, root: str):
-    """check → prepare → train joint and independent → evaluate → compare → publish → report.
+def joint(spec: str, root: str) -> None:
+    """Check → prepare → train joint and independent → evaluate → compare → publish → report.
 
     Args:
         spec: The JointSpec as JSON, or the URI of one.
@@ -27,7 +27,11 @@ def joint(spec: str, root: str):
     with dsl.ParallelFor(baselines.output) as run:
         alone = steps.train(run=run, root=root).set_display_name("train independent")
 
-    planned = steps.plan_evaluation(prepared=dsl.Collected(prepared.output), joint=dsl.Collected(trained.output), independent=dsl.Collected(alone.output))
+    planned = steps.plan_evaluation(
+        prepared=dsl.Collected(prepared.output),
+        joint=dsl.Collected(trained.output),
+        independent=dsl.Collected(alone.output),
+    )
     with dsl.ParallelFor(planned.output) as item:
         scored = steps.evaluate(item=item, root=root)
 

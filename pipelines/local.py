@@ -8,9 +8,9 @@ import warnings
 
 def main() -> None:
     """Run every step in a process of its own, from this very environment."""
-    from trainer.lifeline import end_with_parent
+    from trainer.lifeline import follow
 
-    end_with_parent()
+    follow()  # SIGTERM ends this process at once, so that it starts no further step
     spec, root, pipeline_root = sys.argv[1:4]
     from kfp import local
 

@@ -42,11 +42,11 @@ class Gramian:
         """Whether a step makes an exact Gramian."""
         return (self.source == "exact" and step % self.every == 0) or (self.probe_every is not None and step % self.probe_every == 0)
 
-    def point(self, world: World, tasks: Sequence[str], even_P: Tensor, step: int, scale: float) -> Balance:
-        """The balance point of a micro-batch."""
+    def point(self, world: World, tasks: Sequence[str], even_P: Tensor, step: int | None, scale: float) -> Balance:
+        """The balance point of a micro-batch; `step` is None but for the first of its step."""
         cheap = "representation" if self.source == "representation" else "last_layer"
-        exact = self.due(step)
-        use_exact = exact and self.source == "exact" and step % self.every == 0
+        exact = step is not None and self.due(step)
+        use_exact = exact and self.source == "exact" and step % self.every == 0  # type: ignore[operator]
         return Balance(world, tasks, "exact" if use_exact else cheap, self.columns, self.layers, scale, exact, even_P)
 
 
@@ -192,6 +192,31 @@ class _Op(torch.autograd.Function):
         if not balance._measuring:
             balance.points = []
         return None, *found
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an exact look at the gradients of the tasks present found, on all shared parameters."""
+
+    present: Sequence[int]
+    """Places of the tasks among those of the phase."""
+    cosine_PP: Tensor
+    """Cosines of the task gradients with one another."""
+    cosine: Tensor
+    """Cosine of the update made with the one that exact gradients would have given; 1 where they are what was weighed."""
+    worse: Tensor
+    """Share of the tasks whose loss the update makes worse, to first order."""
+
+
+def look_at(gram_PP: Tensor, weight_P: Tensor, wanted_P: Tensor, present: Sequence[int]) -> Look:
+    """Judge the weights of a step by the exact Gramian, beside those that the balancer would have made of it."""
+    tiny = torch.finfo(gram_PP.dtype).tiny
+    norm_P = gram_PP.diagonal().clamp_min(0).sqrt().clamp_min(tiny)
+    made, wanted = ((w_P @ gram_PP @ w_P).clamp_min(0).sqrt() for w_P in (weight_P, wanted_P))
+    cosine = (weight_P @ gram_PP @ wanted_P) / (made * wanted).clamp_min(tiny)
+    # less than a millionth of what it could be is rounding
+    worse = ((gram_PP @ weight_P) < -1e-6 * norm_P * made).float().mean()
+    return Look(present, gram_PP / norm_P / norm_P[:, None], cosine, worse)
 
 
 def last_layer(module: nn.Module, path: str | None) -> nn.Module | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from trainer.check import load_spec
 from trainer.errors import CotrainError
-from trainer.results import Result, fetch
+from trainer.results import MANIFEST, Result, fetch
 from trainer.spec import JointSpec, digest
 from trainer.stores import open_store
 
@@ -34,8 +34,12 @@ def plan_runs(prepared: Sequence[Json], role: str, root: str) -> list[Json]:
     requests = {"joint": joint_requests, "independent": independent_requests}[role](spec, data)
     for request in requests:
         write_request(root, request)
-    # KFP has no null among the items of a loop
-    return [{"spec": prepared[0]["spec"], **{name: request[name] or "" for name in ("key", "role", "task")}, "seed": request["seed"]} for request in requests]
+    return [{"spec": prepared[0]["spec"], "key": request["key"], "seed": request["seed"], **_named(request)} for request in requests]
+
+
+def _named(request: Json) -> Json:
+    """Who a request is for. KFP has no null among the items of a loop: what is not said is left out."""
+    return {name: request[name] for name in ("role", "task") if request[name] is not None}
 
 
 def plan_scores(prepared: Sequence[Json], joint: Sequence[Json], independent: Sequence[Json]) -> list[Json]:
@@ -58,12 +62,11 @@ def plan_scores(prepared: Sequence[Json], joint: Sequence[Json], independent: Se
 def score_task(item: Json, root: str) -> Result:
     """Score the models of one task."""
     from trainer.evaluate import evaluate_task
-    from trainer.predict import load
 
     spec = load_spec(item["spec"], sources=False)
     folders = {role: [_result(root, "train", key).folder for key in item[role]] for role in ("joint", "independent")}
     promoted = _promoted(spec, root, item["joint"])
-    champion = (promoted["version"], load(promoted["uri"])) if promoted else None
+    champion = (promoted.rpartition("/")[2], _Later(promoted)) if promoted else None
     data = _result(root, "data", item["data"]).folder
     return evaluate_task(item["task"], spec, folders["joint"], folders["independent"], data, root, champion)
 
@@ -78,17 +81,20 @@ def judge(scores: Sequence[Json], root: str) -> Result:
     return compare(spec, [_result(root, "score", item["key"]).folder for item in scores], joint, independent, root)
 
 
-def promote(verdict: Json, scores: Sequence[Json], root: str) -> Json:
-    """Publish the joint model if the gates passed: of several seeds the first, for the verdict speaks of their mean."""
+def promote(verdict: Json, scores: Sequence[Json], root: str) -> tuple[Json, bool]:
+    """Publish the joint model if the gates passed: of several seeds the first, for the verdict speaks of their mean.
+
+    Returns what came of it, and whether that was so already.
+    """
     from trainer.publish import publish
 
     spec = load_spec(verdict["spec"], sources=False)
     found = _result(root, "compare", verdict["key"]).json("verdict.json")
-    reasons = [check["says"] for check in found["gate"]["checks"] if not check["passed"]]
     if not found["gate"]["passed"]:
-        return {"published": "", "version": "", "promoted": False, "reasons": reasons}
+        reasons = [check["says"] for check in found["gate"]["checks"] if not check["passed"]]
+        return {"published": "", "version": "", "promoted": False, "reasons": reasons}, False
     done = publish(_result(root, "train", scores[0]["joint"][0]).folder, found, spec.publish.store or root)
-    return {"published": done.uri, "version": done.version, "promoted": True, "reasons": []}
+    return {"published": done.uri, "version": done.version, "promoted": True, "reasons": []}, done.champion_before == done.version
 
 
 def write_page(outcome: Json, verdict: Json, prepared: Sequence[Json], scores: Sequence[Json], root: str) -> Result:
@@ -96,8 +102,8 @@ def write_page(outcome: Json, verdict: Json, prepared: Sequence[Json], scores: S
     from trainer.report import write_report
 
     spec = load_spec(verdict["spec"], sources=False)
-    joint = [_run(root, key) for key in scores[0]["joint"]]
-    alone = {item["task"]: [_run(root, key) for key in item["independent"]] for item in scores if item["independent"]}
+    joint = [_run(root, key, spec) for key in scores[0]["joint"]]
+    alone = {item["task"]: [_run(root, key, spec) for key in item["independent"]] for item in scores if item["independent"]}
     data = {item["dataset"]: _result(root, "data", item["key"]) for item in prepared}
     timings = [
         {"step": f"train {name}", "seconds": run["result"]["seconds"]["total"], "reused": False}
@@ -116,15 +122,39 @@ def write_page(outcome: Json, verdict: Json, prepared: Sequence[Json], scores: S
     )
 
 
-def _promoted(spec: JointSpec, root: str, joint: Sequence[str]) -> Json | None:
-    """The champion to compare with; none if it is the very model that is judged."""
+def _promoted(spec: JointSpec, root: str, joint: Sequence[str]) -> str | None:
+    """The URI of the version to compare with, if there is one.
+
+    If the champion is the very model that is judged, it is what it was compared with when it became the champion: a
+    run that is done again finds what it did.
+    """
     from trainer.publish import champion
 
     found = champion(spec.publish.store or root, spec.name)
     if found is None:
         return None
-    made_by = json.loads(open_store(found["uri"]).read("manifest.json")).get("train_key")
-    return None if made_by in joint else found
+    versions, _, _ = found["uri"].rpartition("/")
+    now = open_store(found["uri"])
+    if json.loads(now.read(MANIFEST)).get("train_key") not in joint:
+        return str(found["uri"])
+    before = json.loads(now.read("metrics.json")).get("champion")
+    return f"{versions}/{before}" if before and open_store(versions).exists(f"{before}/{MANIFEST}") else None
+
+
+class _Later:
+    """A published model that is loaded when it is first used: not at all where the scores are found."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    @cached_property
+    def _model(self) -> Any:
+        from trainer.predict import load
+
+        return load(self._uri)
 
 
 def _result(root: str, stage: str, key: str) -> Result:
@@ -138,7 +168,17 @@ def _trained(root: str, key: str) -> Json:
     return _result(root, "train", key).json("result.json")
 
 
-def _run(root: str, key: str) -> Json:
+def _run(root: str, key: str, spec: JointSpec) -> Json:
+    """A run as the report shows it, less what it recorded of metrics that the document no longer puts first."""
     result = _result(root, "train", key)
-    history = [json.loads(line) for line in Path(result.folder / "history.jsonl").read_text().splitlines()]
-    return {"result": result.json("result.json"), "history": history}
+    trained = result.json("result.json")
+    history = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
+    same = {task for task in trained["tasks"] if _primary(trained["spec"], task) == _primary(spec.to_json(), task)}
+    for record in history:
+        if "metric" in record:
+            record["metric"] = {task: value for task, value in record["metric"].items() if task in same}
+    return {"result": trained, "history": history}
+
+
+def _primary(document: Json, task: str) -> Any:
+    return document["tasks"][task]["metrics"][0]

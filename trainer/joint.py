@@ -27,7 +27,8 @@ class Joint(nn.Module):
     """Trunks shared between tasks, a head for each.
 
     Weights are named `models.<model>...` and `heads.<task>...`. Tasks with the same dataset, model and inputs
-    share one forward pass of the trunk.
+    share one forward pass of the trunk. A model none of whose parameters learns stays in evaluation mode: neither
+    dropout nor running statistics are for what is frozen.
     """
 
     def __init__(self, tasks: Mapping[str, Task], models: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
@@ -37,41 +38,55 @@ class Joint(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.balance: Balance | None = None
         """The balance point of the micro-batch at hand; None: gradients of tasks add up as they are."""
+        self._passes: dict[tuple[str, ...], list[tuple[str, list[str], list[str]]]] = {}
+
+    def train(self, mode: bool = True) -> Joint:
+        """As `nn.Module.train`, but for frozen models."""
+        super().train(mode)
+        for model in self.models.values():
+            learns = [p.requires_grad for p in model.parameters()]
+            if learns and not any(learns):
+                model.eval()
+        return self
 
     def outputs(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Head outputs `[B, K]` of tasks on one dataset, from its input columns."""
-        return {name: self.heads[name](reached.z) for reached in self._reach(tasks, inputs) for name in reached.tasks}
+        return {name: self.heads[name](point.z) for point in self._reach(tasks, inputs) for name in point.tasks}
 
     def _reach(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> Iterator[Reached]:
-        """The representation of each trunk, with the tasks whose heads stand on it."""
-        trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
-        for (model, columns), names in itertools.groupby(sorted(tasks, key=trunk), key=trunk):
-            trunk_module = self.models[model]
-            dtype = next((p.dtype for p in trunk_module.parameters()), torch.float32)  # bf16 where the engine made it so
-            layer = self.balance.layers.get(model) if self.balance and self.training else None
-            with watch(layer) as seen:
-                z_BD = trunk_module(*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
-            yield Reached(z_BD, list(names), seen[-1] if seen else None)
+        """The representation that each trunk makes, with the tasks whose heads stand on it."""
+        dtype = next(self.heads.parameters()).dtype  # bf16 where the engine made it so
+        for model, columns, names in self._trunks(tuple(tasks)):
+            with watch(self.balance.layers.get(model) if self.balance and self.training else None) as seen:
+                z_BD = self.models[model](*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
+            yield Reached(z_BD.to(dtype), names, seen[-1] if seen else None)
+
+    def _trunks(self, tasks: tuple[str, ...]) -> list[tuple[str, list[str], list[str]]]:
+        """Model, columns and tasks of each forward pass of a trunk."""
+        if tasks not in self._passes:
+            trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
+            groups = itertools.groupby(sorted(tasks, key=trunk), key=trunk)
+            self._passes[tasks] = [(model, columns, list(names)) for (model, columns), names in groups]
+        return self._passes[tasks]
 
     def forward(self, tasks: Sequence[str], batches: Batches, outputs: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Summed losses `[T]` of `tasks`, in their order, float32; with `outputs` also what the heads gave."""
         points = [
-            reached
+            point
             for data, (inputs, _) in batches.items()
-            for reached in self._reach([name for name in tasks if self.tasks[name].data == data], inputs)
+            for point in self._reach([name for name in tasks if self.tasks[name].data == data], inputs)
         ]
-        views = [{name: point.z for name in point.tasks} for point in points]
-        if self.balance and self.training:
-            views = self.balance.views(points)
+        balance = self.balance if self.training else None
+        views = balance.views(points) if balance else [dict.fromkeys(point.tasks, point.z) for point in points]
         totals: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         for name, z_BD in (pair for view in views for pair in view.items()):
             task = self.tasks[name]
             found[name] = self.heads[name](z_BD)
             totals[name] = task.objective.total(found[name], batches[task.data][1][task.target])  # type: ignore[union-attr]
-        if self.balance and self.training and self.balance.exact:
-            shared = [p for model in {self.tasks[name].model for name in tasks} for p in self.models[model].parameters() if p.requires_grad]
-            self.balance.measure([totals[name] for name in tasks], shared)
+        if balance and balance.exact:
+            models = dict.fromkeys(self.tasks[name].model for name in tasks)
+            balance.measure([totals[name] for name in tasks], [p for m in models for p in self.models[m].parameters() if p.requires_grad])
         total_T = torch.stack([totals[name] for name in tasks])
         return (total_T, found) if outputs else total_T
 

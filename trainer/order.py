@@ -59,9 +59,10 @@ class Order:
     def _make(self, start: int, count: int) -> np.ndarray:
         place = np.arange(start, start + count, dtype=np.uint64)
         epoch, position = place // np.uint64(self.rows), place % np.uint64(self.rows)
-        base = _mix(epoch * np.uint64(0x9E3779B97F4A7C15) + self._seed)
+        epochs = np.arange(epoch[0], epoch[-1] + np.uint64(1), dtype=np.uint64)
+        base = _mix(epochs * np.uint64(0x9E3779B97F4A7C15) + self._seed)
         key = np.stack([_mix(base + np.uint64(r + 1)) for r in range(_ROUNDS)])
-        return permute(position, self.rows, key)
+        return permute(position, self.rows, key[:, 0] if len(epochs) == 1 else key[:, epoch - epoch[0]])
 
     def take(self, start: int, count: int) -> np.ndarray:
         """Row numbers, int64, of places start..start+count-1 of the stream."""

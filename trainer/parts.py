@@ -56,6 +56,8 @@ class Column(Part):
 
     modality: ClassVar[bool] = False
     """Whether this is an input by nature, as an image is: what equal rows are recognised by."""
+    rowwise: ClassVar[bool] = True
+    """Whether a row's part of the tensor is the same whatever rows are read with it."""
 
     source: str | None = Field(None, description="Name of the column in the source, where it differs.")
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from trainer.checkpoint import Checkpoints, Saved
 from trainer.engine import Engine, open_engine
 from trainer.errors import CotrainError, DataError, Stopped, UserError
+from trainer.feed import Feed, row_bytes
 from trainer.joint import Batches, Joint, build, seed_of
 from trainer.metrics_server import Metrics
 from trainer.observe import emit, leave_word
@@ -35,11 +36,12 @@ from trainer.requests import read_request
 from trainer.results import Result, fetch, write_manifest
 from trainer.shards import Split
 from trainer.spec import JointSpec
-from trainer.step import joint_step
+from trainer.step import StepLog, joint_step
 from trainer.stores import open_store
 from trainer.world import World, open_world
 
 _CURVE_POINTS = 100
+_METER_LOGS = 64  # steps that are added to the means at a time
 
 
 class Data:
@@ -50,7 +52,9 @@ class Data:
         self.manifests = {name: result.json("manifest.json") for name, result in prepared.items()}
         self.fitted = {name: result.json("fitted.json") for name, result in prepared.items()}
         self._splits = {
-            (name, split): Split(result.folder, self.manifests[name], split) for name, result in prepared.items() for split in ("train", "valid")
+            (name, split): Split(result.folder, self.manifests[name], split)
+            for name, result in prepared.items()
+            for split in ("train", "valid")
         }
 
     def rows(self, name: str, split: str = "train") -> int:
@@ -59,16 +63,32 @@ class Data:
 
     def batch(self, name: str, split: str, rows: np.ndarray, tasks: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of `tasks` (those on this dataset) at the given rows."""
+        inputs, targets = self.wanted(name, tasks)
+        return {c: self._column(name, split, c, rows) for c in inputs}, {c: self._column(name, split, c, rows) for c in targets}
+
+    def wanted(self, name: str, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Input and target columns that `tasks` need of a dataset."""
         here = [self._spec.tasks[task] for task in tasks if self._spec.tasks[task].data == name]
-        source = self._splits[name, split]
-        columns = self._spec.data[name].columns
+        return list(dict.fromkeys(c for task in here for c in task.inputs)), list(dict.fromkeys(task.target for task in here))
 
-        def tensors(wanted: list[str]) -> dict[str, Tensor]:
-            return {
-                c: columns[c].tensor(source.gather(c, rows), self.fitted[name][c]).to(self._device, non_blocking=True) for c in dict.fromkeys(wanted)
-            }
+    def feed(self, name: str, tasks: Sequence[str], seed: int, world: World) -> Feed:
+        """This rank's training rows of a dataset."""
+        train, columns, fitted = self._spec.train, self._spec.data[name].columns, self.fitted[name]
+        used = {c for part in self.wanted(name, tasks) for c in part}
+        return Feed(
+            lambda column, rows: self._column(name, "train", column, rows),
+            Order(self.rows(name), seed, name),
+            row_bytes([fitted[c]["shape"] for c in used]),
+            frozenset(c for c in used if not columns[c].rowwise),
+            train.batch,
+            train.accumulate,
+            world.size,
+            world.rank,
+        )
 
-        return tensors([c for task in here for c in task.inputs]), tensors([task.target for task in here])
+    def _column(self, name: str, split: str, column: str, rows: np.ndarray) -> Tensor:
+        encoded = self._splits[name, split].gather(column, rows)
+        return self._spec.data[name].columns[column].tensor(encoded, self.fitted[name][column]).to(self._device, non_blocking=True)
 
 
 class Run:
@@ -93,6 +113,7 @@ class Run:
         self.metrics = Metrics(label, list(self.spec.tasks), self.spec.observe.port) if world.first else None
         self.saved = Saved()
         self._spent: dict[str, float] = {}
+        self._wanted: dict[tuple[str, tuple[int, ...]], dict[str, tuple[list[str], list[str]]]] = {}
         self._last_save = time.monotonic()
 
     def _check_rows(self) -> None:
@@ -103,7 +124,18 @@ class Run:
     # --- one run -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train all phases and write the result."""
+        """Train all phases and write the result.
+
+        Raises:
+            Stopped: on every rank, if any was asked to stop; the state is saved.
+        """
+        try:
+            self._run()
+        finally:
+            if self.metrics:
+                self.metrics.close()
+
+    def _run(self) -> None:
         found = self._newest()
         if found:
             self.saved = found
@@ -129,8 +161,6 @@ class Run:
         self.world.barrier()
         if self.world.first:
             self.checkpoints.clear()
-            if self.metrics:
-                self.metrics.close()
 
     def _freeze(self, module: Joint, plan: PhasePlan) -> None:
         learn = self.spec.phases[plan.name].train
@@ -154,9 +184,10 @@ class Run:
         stopping = saved.values.get("early_stop") if saved.step else None
         stopper = _EarlyStop(spec, stopping)
         best = saved.best if saved.step else {}
-        orders = {name: Order(self.data.rows(name), self.seed, name) for name in plan.datasets}
+        feeds = {name: self.data.feed(name, plan.tasks, self.seed, world) for name in plan.datasets}
         tasks = {name: spec.tasks[name] for name in plan.tasks}
-        meter = _Meter(list(plan.tasks), world.device)
+        moving = [b for b in _buffers(module).values() if b.is_floating_point()]
+        meter = _Meter(list(plan.tasks), world.device, saved.values.get("curve") if saved.step else None)
         every = plan.validate_every(spec.train)
         curve_every = max(1, plan.steps // _CURVE_POINTS)
         look_every = 1 if world.device.type == "cpu" else 10  # reading the flags waits for the GPU
@@ -165,39 +196,43 @@ class Run:
         step, ended = saved.step, saved.values.get("ended", False) if saved.step else False
         last_event = time.monotonic()
         self._clock = time.perf_counter()
-        present_S = [np.flatnonzero(row).tolist() for row in plan.present_ST]
+        present_S = [tuple(np.flatnonzero(row).tolist()) for row in plan.present_ST]
         while step < plan.steps and not ended:
-            torch.manual_seed((generator_seed + step) & (2**63 - 1))
+            _reseed((generator_seed + step) & (2**63 - 1), world.device)
             lr = learning_rate(spec, optimizer.lr, step, plan.steps)
             asks = (world.stop_asked, world.first and self._time_to_save())
-            batches = self._micro_batches(plan, step, orders)
+            batches = self._micro_batches(plan, step, present_S[step], feeds)
             log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks)
+            world.share(moving)  # running statistics: each rank has seen rows of its own
             meter.add(log)
             step += 1
             last = step == plan.steps
             if step % curve_every == 0 or last:
                 self._curve(plan, step, lr, meter)
-            if world.first and time.monotonic() - last_event >= spec.observe.every_s:
+            if world.first and (last or time.monotonic() - last_event >= spec.observe.every_s):
                 last_event = time.monotonic()
                 self._progress(plan, step, lr, meter)
             if self._can_validate(plan) and (step % every == 0 or last):
                 self._lap("train")
                 improved = self._validate(plan, step, engine, stopper)
                 if spec.train.early_stop and improved:
-                    best = engine.export(optimizer=False)[0] | _buffers(module)
+                    best = engine.export(optimizer=False)[0] | _copies(_buffers(module))
                 ended = bool(spec.train.early_stop) and stopper.waited >= spec.train.early_stop.patience  # type: ignore[union-attr]
                 self._lap("validate")
-            stop, save = (log.asked > 0).tolist() if step % look_every == 0 else (False, False)
+            if world.size == 1:
+                stop, save = asks
+            else:
+                stop, save = (log.asked > 0).tolist() if step % look_every == 0 else (False, False)
             due = spec.train.checkpoint.every_steps
             if stop or save or (due and step % due == 0 and not last):
                 self._lap("train")
-                extra = {"early_stop": stopper.state(), "ended": ended}
+                extra = {"early_stop": stopper.state(), "ended": ended, "curve": meter.state()}
                 self._save(number, step, engine, state, best, extra)
             if stop:
                 engine.close()
                 raise Stopped(f"stopped at step {step} of {plan.steps} of phase '{plan.name}'; the same command goes on from there")
         self._lap("train")
-        params = engine.export(optimizer=False)[0] | _buffers(module)
+        params = engine.export(optimizer=False)[0] | _copies(_buffers(module))
         if best:
             params = best
         engine.close()
@@ -215,18 +250,17 @@ class Run:
 
     # --- rows ----------------------------------------------------------------------------------------------------
 
-    def _micro_batches(self, plan: PhasePlan, step: int, orders: dict[str, Order]) -> list[Batches]:
-        train, world = self.spec.train, self.world
-        rows = {}
-        for d, name in enumerate(plan.datasets):
-            if plan.present_SD[step, d]:
-                rows[name] = orders[name].take(int(plan.drawn_SD[step, d]) * train.batch, train.batch)
-        tasks = [name for name, there in zip(plan.tasks, plan.present_ST[step], strict=True) if there]
-        batches = []
-        for micro in range(train.accumulate):
-            mine = share(train.batch, train.accumulate * world.size, micro * world.size + world.rank)
-            batches.append({name: self.data.batch(name, "train", r[mine], tasks) for name, r in rows.items()})
-        return batches
+    def _micro_batches(self, plan: PhasePlan, step: int, present: tuple[int, ...], feeds: dict[str, Feed]) -> list[Batches]:
+        wanted = self._wanted.get((plan.name, present))
+        if wanted is None:
+            tasks = [plan.tasks[t] for t in present]
+            wanted = {name: self.data.wanted(name, tasks) for d, name in enumerate(plan.datasets) if plan.present_SD[step, d]}
+            self._wanted[plan.name, present] = wanted
+        drawn = {name: int(n) for name, n in zip(feeds, plan.drawn_SD[step], strict=True)}
+        return [
+            {name: tuple(feeds[name].take(drawn[name], micro, columns) for columns in parts) for name, parts in wanted.items()}  # type: ignore[misc]
+            for micro in range(self.spec.train.accumulate)
+        ]
 
     def _samples_of(self, plan: PhasePlan, step: int) -> int:
         return int(plan.drawn_SD[step].sum()) * self.spec.train.batch
@@ -261,11 +295,19 @@ class Run:
                     count[t] += objective.count(target)  # type: ignore[union-attr]
                     scores[task].append((objective.predict(outputs[task]).cpu(), target.cpu()))  # type: ignore[union-attr]
             total, count = world.sum(total, count)
-            loss |= {task: float(v) for task, v in zip(tasks, total / count.clamp_min(1), strict=True)}
+            loss |= {task: float(s / n) for task, s, n in zip(tasks, total, count, strict=True) if n}
             for task in tasks:
-                metric[task] = self._primary(task, [pair for part in world.gather(scores[task]) for pair in part])
-        record = {"split": "valid", "phase": plan.name, "step": step, "samples": self._all_samples(plan, step), "seconds": self._trained_s()}
-        self.saved.history.append(record | {"loss": loss, "metric": {t: None if math.isnan(v) else v for t, v in metric.items()}})
+                pairs = [pair for part in world.gather(scores[task]) for pair in part]
+                if world.first:
+                    metric[task] = self._primary(task, pairs)
+        record = {
+            "split": "valid",
+            "phase": plan.name,
+            "step": step,
+            "samples": self._all_samples(plan, step),
+            "seconds": self._trained_s(),
+        }
+        self.saved.history.append(record | {"loss": _plain(loss), "metric": _plain(metric)})
         if world.first:
             self._emit("validated", phase=plan.name, step=step, loss=_short(loss), metric=_short(metric))
             if self.metrics:
@@ -293,7 +335,7 @@ class Run:
     def _save(self, number: int, step: int, engine: Engine, state: dict[str, Any], best: dict[str, Tensor], extra: dict[str, Any]) -> None:
         params, optimizer, values = engine.export()
         kept = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in state.items()}
-        params |= _buffers(engine.module)
+        params |= _copies(_buffers(engine.module))
         if self.world.first:
             values = self.saved.values | extra | {"engine": values}
             now = Saved(number, step, params, optimizer, best, kept, values, self.saved.history)
@@ -324,16 +366,31 @@ class Run:
         return early or self.checkpoints.read(name)
 
     def _curve(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
-        loss, weight, _ = meter.window()
-        record = {"split": "train", "phase": plan.name, "step": step, "samples": self._all_samples(plan, step), "seconds": self._trained_s()}
-        self.saved.history.append(record | {"loss": loss, "weight": weight, "lr": lr})
+        loss, weight = meter.window()
+        record = {
+            "split": "train",
+            "phase": plan.name,
+            "step": step,
+            "samples": self._all_samples(plan, step),
+            "seconds": self._trained_s(),
+        }
+        self.saved.history.append(record | {"loss": _plain(loss), "weight": _plain(weight), "lr": lr})
 
     def _progress(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
         loss, weight, steps, seconds = meter.recent()
-        rate = steps * self.spec.train.batch / max(seconds, 1e-9)
-        self._emit("progress", phase=plan.name, step=step, steps=plan.steps, loss=_short(loss), weight=_short(weight), rows_per_second=round(rate, 1))
+        rows = self._samples_of(plan, step) - self._samples_of(plan, step - steps)
+        rate = rows / max(seconds, 1e-9)
+        self._emit(
+            "progress",
+            phase=plan.name,
+            step=step,
+            steps=plan.steps,
+            loss=_short(loss),
+            weight=_short(weight),
+            rows_per_second=round(rate, 1),
+        )
         if self.metrics:
-            self.metrics.trained(steps, steps * self.spec.train.batch, rate, lr, loss, weight)
+            self.metrics.trained(steps, rows, rate, lr, loss, weight)
 
     def _all_samples(self, plan: PhasePlan, step: int) -> int:
         return self.saved.values.get("samples", 0) + self._samples_of(plan, step)
@@ -353,6 +410,12 @@ class Run:
         if self.world.first:
             emit(event, **self._who, **fields)
 
+    def _flops(self) -> int | None:
+        try:
+            return flops_per_row(self.spec, self.data.fitted)
+        except Exception:  # a model of the user's own may need more than shapes: no reason to lose what was trained
+            return None
+
     def _write(self, parameters: int) -> None:
         values = self.saved.values
         self._spent["total"] = sum(v for name, v in self._spent.items() if name != "total")
@@ -371,7 +434,7 @@ class Run:
             "ranks": self.world.size,
             "device": str(self.world.device.type),
             "parameters": parameters,
-            "flops_per_row": flops_per_row(self.spec, self.data.fitted),
+            "flops_per_row": self._flops(),
             **{name: values[name] for name in ("steps", "steps_planned", "task_steps", "samples")},
             "seconds": {name: round(v, 3) for name, v in self._spent.items()},
         }
@@ -395,6 +458,8 @@ class _EarlyStop:
         self.waited: int = (state or {}).get("waited", 0)
 
     def improved(self, loss: dict[str, float]) -> bool:
+        if not loss:  # no row has a target: nothing says that it is worse
+            return True
         self._first = {task: max(value, 1e-12) for task, value in loss.items()} | self._first
         mean = sum(value / self._first[task] for task, value in loss.items()) / len(loss)
         better = self._best is None or mean < self._best - self._min_delta
@@ -408,24 +473,45 @@ class _EarlyStop:
 class _Meter:
     """Mean losses and weights over two windows: one for curves (by steps), one for progress (by time)."""
 
-    def __init__(self, tasks: list[str], device: torch.device) -> None:
+    def __init__(self, tasks: list[str], device: torch.device, curve: list[list[float]] | None) -> None:
         self._tasks = tasks
-        self._zero = lambda: torch.zeros(4, len(tasks), device=device)
+        self._zero = lambda: torch.zeros(4, len(tasks), dtype=torch.float64, device=device)
         self._curve, self._recent = self._zero(), self._zero()
+        if curve:
+            self._curve += torch.tensor(curve, dtype=torch.float64, device=device)
+        self._logs: list[StepLog] = []
         self._steps, self._since = 0, time.perf_counter()
 
-    def add(self, log: Any) -> None:
-        row = torch.stack([log.total_T, log.count_T, log.weight_T, (log.count_T > 0).float()])
-        self._curve += row
-        self._recent += row
+    def add(self, log: StepLog) -> None:
+        self._logs.append(log)
         self._steps += 1
+        if len(self._logs) == _METER_LOGS:
+            self._sum_up()
 
-    def window(self) -> tuple[dict[str, float], dict[str, float], int]:
+    def _sum_up(self) -> None:
+        if not self._logs:
+            return
+        total_ST, count_ST, weight_ST = (
+            torch.stack([getattr(log, name) for log in self._logs]) for name in ("total_T", "count_T", "weight_T")
+        )
+        # float64: the means don't depend on where a window or a resumed run cuts the sums
+        sums = torch.stack([total_ST, count_ST, weight_ST, count_ST > 0]).sum(1, dtype=torch.float64)
+        self._curve += sums
+        self._recent += sums
+        self._logs = []
+
+    def state(self) -> list[list[float]]:
+        self._sum_up()
+        return self._curve.tolist()
+
+    def window(self) -> tuple[dict[str, float], dict[str, float]]:
+        self._sum_up()
         loss, weight = self._means(self._curve)
         self._curve = self._zero()
-        return loss, weight, 0
+        return loss, weight
 
     def recent(self) -> tuple[dict[str, float], dict[str, float], int, float]:
+        self._sum_up()
         loss, weight = self._means(self._recent)
         steps, seconds = self._steps, time.perf_counter() - self._since
         self._recent, self._steps, self._since = self._zero(), 0, time.perf_counter()
@@ -437,12 +523,29 @@ class _Meter:
         return {self._tasks[t]: total[t] / count[t] for t in seen}, {self._tasks[t]: weight[t] / steps[t] for t in seen}
 
 
+def _reseed(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, which formats a stack trace each time it is called."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def _buffers(module: Joint) -> dict[str, Tensor]:
-    return {name: b.detach().cpu().clone() for name, b in module.named_buffers() if name in module.state_dict()}
+    kept = module.state_dict()
+    return {name: b for name, b in module.named_buffers() if name in kept}
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().clone() for name, t in tensors.items()}
+
+
+def _plain(values: dict[str, float]) -> dict[str, float | None]:
+    """Values for JSON, which has no NaN and no infinity."""
+    return {name: v if math.isfinite(v) else None for name, v in values.items()}
 
 
 def _short(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(v) else float(f"{v:.5g}") for name, v in values.items()}
+    return {name: v if v is None else float(f"{v:.5g}") for name, v in _plain(values).items()}
 
 
 def flops_per_row(spec: JointSpec, fitted: Mapping[str, Any]) -> int:

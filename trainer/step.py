@@ -1,6 +1,6 @@
 """ONE training step, top to bottom, whatever the kind of joint training.
 
-    micro-batches → forward → (sum, count) → reduce → weigh → backward → clip → optimiser
+    micro-batches → forward → (sum, count) → reduce → [gram] → weigh → backward → clip → optimiser
 
 Shape suffixes: T tasks of the phase, P tasks present in this step, A micro-batches.
 """
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from trainer.balance import Balance, Gramian
+from trainer.balance import Balance, Gramian, Look, look_at
 from trainer.engine import Engine
 from trainer.joint import Batches
 from trainer.parts import Balancer, State
@@ -30,9 +31,11 @@ class StepLog:
     count_T: Tensor
     """Rows that counted."""
     weight_T: Tensor
-    """Weights, averaged over micro-batches."""
+    """Weights, averaged over the rows that counted; 0 where none did."""
     asked: Tensor
     """`[2]`: how many ranks ask for a stop, and for a checkpoint."""
+    look: Look | None = None
+    """What an exact look at the task gradients found, on steps that took one."""
 
 
 def joint_step(
@@ -51,70 +54,124 @@ def joint_step(
     """Train one step and return what happened and the balancer's next state.
 
     Every task's loss is the sum over all rows of the step divided by their number, over all ranks and
-    micro-batches; ranks may hold unequal rows, and rows without a target don't count.
+    micro-batches; ranks may hold unequal rows, and rows without a target don't count. Weights are made
+    anew for each micro-batch, from its own losses: those of the whole step are known too late.
 
     Args:
         tasks: the tasks of the phase, in order.
         present: positions in `tasks` of those that this step sees; the same on every rank.
         micro_batches: this rank's rows; at least one row of each dataset in each.
         asks: whether this rank asks for a stop, and for a checkpoint.
+        gram: what Gramians are made of, where the balancer weighs gradients or they are looked at.
+        step: number of the step in its phase.
     """
     device = world.device
     names = list(tasks)
     seen = [names[t] for t in present]
-    index = torch.tensor(present, device=device)
-    present_T = torch.zeros(len(names), dtype=torch.bool, device=device)
-    present_T[index] = True
-    asked = torch.tensor([float(a) for a in asks], device=device)
+    # with all tasks there, as nearly always, a vector of those present is a vector of all
+    zeros_T, index = _places(tuple(present), len(names), device)
+    asked = _asked(asks, device)
     rows = [_counts(tasks, seen, batches) for batches in micro_batches]
 
-    several = len(micro_batches) > 1
-    # gradients are weighed while they are made, so what they are divided by is needed before
-    ahead = several or gram is not None
-    count_P = torch.stack(rows).sum(0)
+    # gradients are weighed in the middle of the backward pass, so what they are divided by is needed before it
+    ahead = len(micro_batches) > 1 or gram is not None
+    count_P = rows[0]
     if ahead:  # the divisor is that of the whole step, so it is needed before the first backward pass
-        count_P, asked = world.sum(count_P, asked)
+        count_P, asked = world.sum(torch.stack(rows).sum(0), asked)
 
-    zeros_T = torch.zeros(len(names), device=device)
-    total_P, weight_T = torch.zeros_like(count_P), zeros_T
+    total_P = weight_T = look = None
     for micro, batches in enumerate(micro_batches):
         even_P = world.size / count_P.clamp_min(1)
-        point = gram.point(world, seen, even_P, step if micro == 0 else -1, engine.scale) if gram else None
-        engine.module.balance = point
+        point = None
+        if gram is not None:
+            point = engine.module.balance = gram.point(world, seen, even_P, step if micro == 0 else None, engine.scale)
         sums_P = engine.losses(seen, batches)
         if ahead:
             found_P, micro_P = world.sum(sums_P.detach(), rows[micro])
         else:
             found_P, count_P, asked = world.sum(sums_P.detach(), count_P, asked)
             micro_P = count_P
-        total_P = total_P + found_P
-        loss_T = zeros_T.index_copy(0, index, found_P / micro_P.clamp_min(1))
-        if point is not None and balancer.needs_gram:
-            now_T, state = _weigh_gradients(engine, point, (sums_P * even_P).sum(), balancer, loss_T, index, present_T, state)
+        # a task none of whose rows has a target is absent: the 0 that stands for its loss is not a loss
+        counted_T = _spread(zeros_T, index, micro_P)
+        loss_T = _spread(zeros_T, index, found_P / micro_P.clamp_min(1))
+        before = state
+        # engines average gradients over ranks: times the world size, the sum over ranks is left
+        if point is not None and (balancer.needs_gram or balancer.needs_grads):
+            now_T, state = _weigh_gradients(engine, point, torch.dot(sums_P, even_P), balancer, loss_T, index, counted_T > 0, state)
         else:
-            now_T, state = balancer.weigh(loss_T, None, present_T, state)
-            engine.backward((sums_P * now_T[index] * world.size / count_P.clamp_min(1)).sum())
-        weight_T = weight_T + now_T / len(micro_batches)
+            now_T, state = balancer.weigh(loss_T, None, counted_T > 0, state)
+            scale_P = (now_T if index is None else now_T[index]) * world.size / count_P.clamp_min(1)
+            engine.backward(torch.dot(sums_P, scale_P))
+        if point is not None and point.exact:
+            look = _look(point, now_T, balancer, loss_T, index, counted_T > 0, before, present)
         engine.step(lr, boundary=micro == len(micro_batches) - 1)
+        total_P = found_P if total_P is None else total_P + found_P
+        weight_T = now_T * counted_T if weight_T is None else weight_T + now_T * counted_T
 
-    return StepLog(zeros_T.index_copy(0, index, total_P), zeros_T.index_copy(0, index, count_P), weight_T, asked), state
+    assert total_P is not None
+    assert weight_T is not None
+    count_T = _spread(zeros_T, index, count_P)
+    return StepLog(_spread(zeros_T, index, total_P), count_T, weight_T / count_T.clamp_min(1), asked, look), state
 
 
 def _weigh_gradients(
-    engine: Engine, point: Balance, loss: Tensor, balancer: Balancer, loss_T: Tensor, index: Tensor, present_T: Tensor, state: State
+    engine: Engine, point: Balance, loss: Tensor, balancer: Balancer, loss_T: Tensor, index: Tensor | None, present_T: Tensor, state: State
 ) -> tuple[Tensor, State]:
     """The backward pass, in the middle of which the balancer is asked: its weights and next state."""
-    told: list[tuple[Tensor, State]] = []
+    weight_T, after = present_T.to(loss_T.dtype), state
 
     def weigh(gram_PP: Tensor) -> Tensor:
-        gram_TT = gram_PP.new_zeros(len(loss_T), len(loss_T))
-        gram_TT[index[:, None], index] = gram_PP
-        told.append(balancer.weigh(loss_T, gram_TT, present_T, state))
-        return told[-1][0][index]
+        nonlocal weight_T, after
+        weight_T, after = balancer.weigh(loss_T, _spread_square(gram_PP, index, len(loss_T)), present_T, state)
+        return weight_T if index is None else weight_T[index]
 
-    point.weigh = weigh
+    def combine(grads_PN: Tensor) -> Tensor:
+        nonlocal after
+        grads_TN = grads_PN if index is None else grads_PN.new_zeros(len(loss_T), grads_PN.shape[1]).index_copy(0, index, grads_PN)
+        update_N, after = balancer.combine(grads_TN, present_T, state)
+        return update_N
+
+    point.weigh = weigh if balancer.needs_gram else None
+    point.combine = combine if balancer.needs_grads else None
     engine.backward(loss)
-    return told[-1]
+    return weight_T, after
+
+
+def _look(
+    point: Balance, weight_T: Tensor, balancer: Balancer, loss_T: Tensor, index: Tensor | None, present_T: Tensor, state: State, present: Sequence[int]
+) -> Look:
+    """What the exact Gramian says of the weights of a step."""
+    assert point.exact_PP is not None
+    wanted_T = weight_T
+    if balancer.needs_gram:
+        wanted_T, _ = balancer.weigh(loss_T, _spread_square(point.exact_PP, index, len(loss_T)), present_T, state)
+    made_P, wanted_P = (w if index is None else w[index] for w in (weight_T, wanted_T))
+    return look_at(point.exact_PP, made_P, wanted_P, present)
+
+
+def _spread_square(gram_PP: Tensor, index: Tensor | None, tasks: int) -> Tensor:
+    if index is None:
+        return gram_PP
+    gram_TT = gram_PP.new_zeros(tasks, tasks)
+    gram_TT[index[:, None], index] = gram_PP
+    return gram_TT
+
+
+@lru_cache(maxsize=1024)
+def _places(present: tuple[int, ...], tasks: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Zeros for all tasks, and where among them those present are; None where that is all."""
+    zeros_T = torch.zeros(tasks, device=device)
+    return zeros_T, None if present == tuple(range(tasks)) else torch.tensor(present, device=device)
+
+
+@lru_cache(maxsize=16)
+def _asked(asks: tuple[bool, bool], device: torch.device) -> Tensor:
+    return torch.tensor([float(a) for a in asks], device=device)
+
+
+def _spread(zeros_T: Tensor, index: Tensor | None, x_P: Tensor) -> Tensor:
+    """Values of the tasks present, at their places among all."""
+    return x_P if index is None else zeros_T.index_copy(0, index, x_P)
 
 
 def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import LaunchError, Stopped
+from trainer.errors import LaunchError
+from trainer.lifeline import follow
 
 
 @dataclass
@@ -46,6 +48,16 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite floating-point tensors with those of the first rank, in one collective."""
+        if self.size == 1 or not tensors:
+            return
+        packed = torch.cat([t.detach().flatten().float() for t in tensors])
+        dist.broadcast(packed, 0)
+        with torch.no_grad():
+            for t, values in zip(tensors, packed.split([t.numel() for t in tensors]), strict=True):
+                t.copy_(values.view_as(t))
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
@@ -60,16 +72,20 @@ class World:
 def open_world(gpus_per_node: int) -> World:
     """The world that torchrun's environment describes; one rank where there is none.
 
-    SIGTERM and SIGINT only set `stop_asked`: the loop agrees on a stop at a step boundary.
+    SIGTERM and SIGINT end a rank at once as long as the ranks gather, for there is nothing to lose. Then they only
+    set `stop_asked`: the loop agrees on a stop at a step boundary. The end of the command counts as SIGTERM.
 
     Raises:
         LaunchError: if GPUs are asked for that are not there.
     """
+    follow()
     rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if gpus_per_node:
         found = torch.cuda.device_count()
         if found <= local_rank:
-            raise LaunchError.at("cluster.gpus_per_node", f"asks for {gpus_per_node} GPUs, this machine shows {found}", "set it to 0 to train on CPUs")
+            raise LaunchError.at(
+                "cluster.gpus_per_node", f"asks for {gpus_per_node} GPUs, this machine shows {found}", "set it to 0 to train on CPUs"
+            )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     else:
@@ -77,19 +93,15 @@ def open_world(gpus_per_node: int) -> World:
         device = torch.device("cpu")
     world = World(rank, size, local_rank, device)
 
+    if size > 1:
+        from trainer.engine import init_distributed
+
+        init_distributed(device)
+        world.barrier()  # from here on all ranks answer to signals alike: one that ended alone would leave the others waiting
+
     def on_signal(number: int, frame: FrameType | None) -> None:
         world.stop_asked = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    if size > 1:
-        from trainer.engine import init_distributed
-
-        init_distributed(device)
     return world
-
-
-def stop_if_asked(world: World) -> None:
-    """Raise Stopped on every rank if any was asked to stop. Collective."""
-    if any(world.gather(world.stop_asked)):
-        raise Stopped("asked to stop")

@@ -34,6 +34,7 @@ class Text(Column):
     """
 
     modality: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = False  # padded to the longest of the batch
 
     kind: Literal["text"] = "text"
     max_tokens: int = Field(128, ge=1, le=1 << 20, description="Tokens kept of a row; the rest is cut off.")

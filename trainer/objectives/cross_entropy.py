@@ -27,7 +27,9 @@ class CrossEntropy(Objective):
 
     def count(self, target: Tensor) -> Tensor:
         """Rows with a class."""
-        return (target >= 0).sum().float()
+        import torch
+
+        return (target >= 0).sum(dtype=torch.float32)
 
     def total(self, output_BK: Tensor, target: Tensor) -> Tensor:
         """Sum of the loss; float32 whatever the precision of the logits."""
