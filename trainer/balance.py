@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from trainer.world import World
 
+LAYERS = (nn.Linear, nn.Conv2d)
+"""Kinds of layer whose weight gradients can be made of their inputs and the gradients of their outputs."""
+
 Weigh = Callable[[Tensor], Tensor]
 """Weights `[P]` float32 from the Gramian `[P, P]` float32, both on the device; the same on every rank."""
 
@@ -88,7 +91,9 @@ class Balance:
             rows = []
             for total, even in zip(sums_P, self.even_P, strict=True):  # type: ignore[arg-type]
                 found = torch.autograd.grad(total * even, list(shared), retain_graph=True, allow_unused=True)
-                rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(found, shared, strict=True)]))
+                rows.append(
+                    torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(found, shared, strict=True)])
+                )
         finally:
             self._measuring = False
         (flat,) = self.world.sum(torch.stack(rows).flatten())
@@ -160,7 +165,8 @@ class _Point:
 
     def sketches(self, grads_TN: Tensor, columns: int) -> Iterator[Tensor]:
         """Gradient of the layer's weights and bias for each task, `[outputs, R + 1]` float32: its input columns are
-        projected onto R random directions, so inner products are kept in expectation (Johnson-Lindenstrauss)."""
+        projected onto R random directions, so inner products are kept in expectation (Johnson-Lindenstrauss).
+        """
         layer = self.layer
         if layer is None:
             raise RuntimeError("the last shared layer was not reached")
@@ -222,12 +228,9 @@ def look_at(gram_PP: Tensor, weight_P: Tensor, wanted_P: Tensor, present: Sequen
 def last_layer(module: nn.Module, path: str | None) -> nn.Module | None:
     """The last shared layer of a trunk: the one at `path`, or its last linear or convolutional one."""
     if path is not None:
-        try:
-            return module.get_submodule(path)
-        except AttributeError:
-            return None
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return next((m for m in reversed(list(module.modules())) if isinstance(m, kinds)), None)
+        found = dict(module.named_modules()).get(path)
+        return found if isinstance(found, LAYERS) else None
+    return next((m for m in reversed(list(module.modules())) if isinstance(m, LAYERS)), None)
 
 
 @contextmanager

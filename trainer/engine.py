@@ -195,7 +195,8 @@ class _DeepSpeedEngine:
 
     def _forget_gradients(self) -> None:
         """Zero the gradient buffers that DeepSpeed keeps: a parameter that the next step leaves out (the head of
-        an absent task) would otherwise be updated with the gradient of an earlier step again."""
+        an absent task) would otherwise be updated with the gradient of an earlier step again.
+        """
         if self._stage == 3:
             self._optimizer.grad_partitions_flat_buffer.zero_()
         if self._stage and "offload_optimizer" in self._config["zero_optimization"]:

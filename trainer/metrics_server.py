@@ -34,6 +34,10 @@ class Metrics:
         self._rows = single(Counter, "rows", "Training rows seen over all ranks")
         self._checkpoints = single(Counter, "checkpoints", "Checkpoints written")
         self._checkpoint_s = single(Gauge, "checkpoint_seconds", "Seconds the last checkpoint took")
+        cosine = Gauge("cotrain_task_cosine", "Cosine of the gradients of two tasks", ["run", "task", "other"], registry=self._registry)
+        self._cosine = {(a, b): cosine.labels(run, a, b) for a in tasks for b in tasks if a != b}
+        self._faithful = single(Gauge, "update_cosine", "Cosine of the update with the one that exact task gradients would give")
+        self._worse = single(Gauge, "tasks_made_worse", "Share of tasks whose loss the update makes worse, to first order")
         self._server = None
         self.port: int | None = None
         if port is not None:
@@ -55,6 +59,15 @@ class Metrics:
             self._loss[task].set(value)
         for task, value in weight.items():
             self._weight[task].set(value)
+
+    def looked(self, cosine: dict[str, dict[str, float]], faithful: float, worse: float) -> None:
+        """What an exact look at the task gradients found."""
+        for task, others in cosine.items():
+            for other, value in others.items():
+                if other != task:
+                    self._cosine[task, other].set(value)
+        self._faithful.set(faithful)
+        self._worse.set(worse)
 
     def validated(self, loss: dict[str, float]) -> None:
         """Losses of a validation."""

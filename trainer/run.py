@@ -23,14 +23,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.balance import LAYERS, Gramian, Look, last_layer
 from trainer.checkpoint import Checkpoints, Saved
 from trainer.engine import Engine, open_engine
-from trainer.errors import CotrainError, DataError, Stopped, UserError
+from trainer.errors import CotrainError, DataError, LaunchError, Stopped, UserError, one_of
 from trainer.feed import Feed, row_bytes
 from trainer.joint import Batches, Joint, build, seed_of
 from trainer.metrics_server import Metrics
 from trainer.observe import emit, leave_word
 from trainer.order import Order, share
+from trainer.parts import Balancer, Gram
 from trainer.plan import PhasePlan, learning_rate, plan_phase
 from trainer.requests import read_request
 from trainer.results import Result, fetch, write_manifest
@@ -187,6 +189,7 @@ class Run:
         feeds = {name: self.data.feed(name, plan.tasks, self.seed, world) for name in plan.datasets}
         tasks = {name: spec.tasks[name] for name in plan.tasks}
         moving = [b for b in _buffers(module).values() if b.is_floating_point()]
+        gram = _gramian(part.balancer, plan, module, spec)
         meter = _Meter(list(plan.tasks), world.device, saved.values.get("curve") if saved.step else None)
         every = plan.validate_every(spec.train)
         curve_every = max(1, plan.steps // _CURVE_POINTS)
@@ -202,10 +205,12 @@ class Run:
             lr = learning_rate(spec, optimizer.lr, step, plan.steps)
             asks = (world.stop_asked, world.first and self._time_to_save())
             batches = self._micro_batches(plan, step, present_S[step], feeds)
-            log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks)
+            log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks, gram, step)
             world.share(moving)  # running statistics: each rank has seen rows of its own
             meter.add(log)
             step += 1
+            if log.look:
+                self._looked(plan, step, log.look)
             last = step == plan.steps
             if step % curve_every == 0 or last:
                 self._curve(plan, step, lr, meter)
@@ -244,7 +249,8 @@ class Run:
         samples = saved.values.get("samples", 0) + self._samples_of(plan, step)
         values = {"steps": done, "steps_planned": planned, "task_steps": trained, "samples": samples}
         self.saved = Saved(phase=number + 1, params=params, values=values, history=saved.history)
-        self._emit("phase_finished", phase=plan.name, step=step, steps=plan.steps, stopped_early=ended)
+        told = {"fallbacks": int(state["fallbacks"])} if "fallbacks" in state else {}
+        self._emit("phase_finished", phase=plan.name, step=step, steps=plan.steps, stopped_early=ended, **told)
         if number + 1 < len(self.spec.phases):
             self._write_checkpoint()
 
@@ -375,6 +381,14 @@ class Run:
             "seconds": self._trained_s(),
         }
         self.saved.history.append(record | {"loss": _plain(loss), "weight": _plain(weight), "lr": lr})
+
+    def _looked(self, plan: PhasePlan, step: int, look: Look) -> None:
+        tasks = [plan.tasks[t] for t in look.present]
+        cosine = {a: dict(zip(tasks, row, strict=True)) for a, row in zip(tasks, look.cosine_PP.tolist(), strict=True)}
+        found = {"cosine": cosine, "faithful": float(look.cosine), "worse": float(look.worse)}
+        self.saved.history.append({"split": "look", "phase": plan.name, "step": step, **found})
+        if self.metrics:
+            self.metrics.looked(cosine, found["faithful"], found["worse"])
 
     def _progress(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
         loss, weight, steps, seconds = meter.recent()
@@ -521,6 +535,27 @@ class _Meter:
         total, count, weight, steps = sums.tolist()
         seen = [t for t in range(len(self._tasks)) if count[t]]
         return {self._tasks[t]: total[t] / count[t] for t in seen}, {self._tasks[t]: weight[t] / steps[t] for t in seen}
+
+
+def _gramian(balancer: Balancer, plan: PhasePlan, module: Joint, spec: JointSpec) -> Gramian | None:
+    """What the Gramians of a phase are made of; None where no gradient is weighed or looked at.
+
+    Raises:
+        LaunchError: where a model has no last shared layer, or none of the name that the document gives.
+    """
+    if not (balancer.needs_gram or balancer.needs_grads or balancer.probe_every):
+        return None
+    asked = balancer.gram or Gram(source=balancer.default_gram if balancer.needs_gram else "representation")
+    layers = {}
+    for model in dict.fromkeys(spec.tasks[task].model for task in plan.tasks) if asked.source != "representation" else ():
+        layer = last_layer(module.models[model], asked.layer)
+        if layer is None:
+            known = [name for name, part in module.models[model].named_modules() if isinstance(part, LAYERS)]
+            finding = f"model '{model}' has " + (f"no module '{asked.layer}'" if asked.layer else "no linear or convolutional layer")
+            remedy = one_of(asked.layer, known) if known else "write gram: representation"
+            raise LaunchError.at(f"phases.{plan.name}.balancer.gram.layer", finding, remedy)
+        layers[model] = layer
+    return Gramian(asked.source, asked.columns, layers, asked.every, balancer.probe_every)
 
 
 def _reseed(seed: int, device: torch.device) -> None:

@@ -138,7 +138,14 @@ def _weigh_gradients(
 
 
 def _look(
-    point: Balance, weight_T: Tensor, balancer: Balancer, loss_T: Tensor, index: Tensor | None, present_T: Tensor, state: State, present: Sequence[int]
+    point: Balance,
+    weight_T: Tensor,
+    balancer: Balancer,
+    loss_T: Tensor,
+    index: Tensor | None,
+    present_T: Tensor,
+    state: State,
+    present: Sequence[int],
 ) -> Look:
     """What the exact Gramian says of the weights of a step."""
     assert point.exact_PP is not None
