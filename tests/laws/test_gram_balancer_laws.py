@@ -164,6 +164,19 @@ def test_weights_are_negative_only_where_that_is_said(kind):
     assert (lowest >= 0) == BALANCERS[kind].positive
 
 
+@pytest.mark.parametrize("kind", SOLVED)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rounding_of_the_gramian_does_not_decide(kind, seed):
+    grads_TN = gradients(6, seed, size=4)  # dependent: two components of the Gramian are rounding and nothing else
+    exact_TT = grads_TN @ grads_TN.T
+    found, expected = (
+        weigh(BALANCERS[kind], torch.ones(6), gram_TT, BALANCERS[kind].init(NAMES[:6]))[0].double() @ grads_TN
+        for gram_TT in (exact_TT.float(), exact_TT)
+    )
+    torch.testing.assert_close(found / found.norm(), expected / expected.norm(), rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.norm(), expected.norm(), rtol=1e-2, atol=0)
+
+
 @st.composite
 def gramians(draw: st.DrawFn) -> Tensor:
     """Float32 Gramians as they come on a bad day."""
