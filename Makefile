@@ -2,7 +2,7 @@
 # make test         every test
 # make check        style, types and the arrows of docs/architecture.md
 # make benchmark    side by side with plain PyTorch and with independent training
-# make docs         docs/spec.md from the models
+# make docs         docs/spec.md from the models, the table of docs/balancing.md from the balancers
 # make lock         write requirements.lock again; UPGRADE=1 takes the newest versions
 # make image        the container image, with docker, podman or buildah
 #
@@ -37,6 +37,7 @@ benchmark: .venv/.runtime
 
 docs: .venv/.runtime
 	$(BIN)/python scripts/spec_reference.py
+	$(BIN)/python scripts/balancer_table.py
 
 lock: .venv/.dev
 	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)

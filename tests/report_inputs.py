@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -13,7 +14,7 @@ CLASSES = {"rating": 5, "recommended": 2, "department": 6, "style": 34, "season"
 
 def report_inputs(
     tasks: int = 4, seeds: int = 1, independent: bool = True, champion: bool = False, nan: bool = False,
-    passed: bool = True, valid: bool = True, names: list[str] | None = None, weighted: bool = True, points: int = 60,
+    passed: bool = True, valid: bool = True, names: list[str] | None = None, weighted: bool = True, points: int = 60, looks: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Keyword arguments for `trainer.report.render`."""
     rng = random.Random(7)
@@ -24,6 +25,8 @@ def report_inputs(
     spec = _spec(names, kinds, seeds, independent)
     joint = [_run(names, "joint", None, seed, spec, valid, weighted, points) for seed in range(seeds)]
     alone = {name: [_run([name], "independent", name, seed, spec, valid, False, points) for seed in range(seeds)] for name in names}
+    for run in joint:
+        run["history"] += _looks(names, run["result"]["seed"], looks, points)
     gate = {"passed": passed, "checks": [
         {"name": "worst_drop", "task": names[-1], "passed": passed, "found": -0.031, "wanted": ">= -0.05" if passed else ">= -0.01",
          "says": f"{names[-1]} is worse than independent training by 0.031"},
@@ -109,6 +112,19 @@ def _run(
         "seconds": {"start": 6.1, "train": 741.0, "validate": 52.3, "checkpoint": 3.2, "total": 812.4},
     }  # fmt: skip
     return {"result": result, "history": history}
+
+
+def _looks(tasks: list[str], seed: int, looks: int, points: int) -> list[dict[str, Any]]:
+    """Two families of tasks that pull against each other, the even and the odd ones."""
+    rng = random.Random(f"look{seed}")
+    found = []
+    for k in range(looks):
+        cosine = {a: {a: 1.0} for a in tasks}
+        for (i, a), (j, b) in itertools.combinations(enumerate(tasks), 2):
+            cosine[a][b] = cosine[b][a] = (0.35 if (j - i) % 2 == 0 else -0.12) * 0.9**i + 0.15 * (rng.random() - 0.5)
+        at = {"phase": "joint", "step": 1 + 50 * points * k // looks}
+        found.append({"split": "look", **at, "cosine": cosine, "faithful": 1 - 0.2 * rng.random(), "worse": rng.randrange(3) / len(tasks)})
+    return found
 
 
 def _scores(

@@ -137,6 +137,23 @@ def highlight(lines: Mapping[str, Sequence[tuple[float, float]]], name: str, top
         return _svg(figure, height, label)
 
 
+def between(runs: Sequence[Sequence[tuple[float, float]]], low: float, high: float, label: str) -> str:
+    """One quantity of joint training that lies between two bounds: each seed thin, their mean bold."""
+    height = 150
+    with _figure(height) as figure:
+        plot = _axes(figure, 46, 34, WIDTH - 46 - 14, height - 34 - 8)
+        thin = [_thin(run) for run in runs]
+        for run in thin if len(thin) > 1 else []:
+            plot.plot(*zip(*run, strict=True), color=_INK["joint"], alpha=0.4, linewidth=0.7)
+        if mean := _mean(thin):
+            plot.plot(*zip(*mean, strict=True), color=_INK["joint"], linewidth=2, marker="o", markersize=3 if len(mean) < 30 else 0)
+        room = 0.04 * (high - low)
+        plot.set_ylim(low - room, high + room)
+        plot.set_xlabel("step", fontsize=TEXT, labelpad=2)
+        _ticks(plot, x=5, y=4)
+        return _svg(figure, height, label)
+
+
 def _direction(dot: Dot, higher_is_better: bool) -> str:
     if not (isfinite(dot.low) and isfinite(dot.high)) or dot.low <= 0 <= dot.high:
         return "same"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import report_tasks, report_work, wording
 from trainer.report_data import dataset
+from trainer.report_pulls import pulls
 
 if TYPE_CHECKING:
     from trainer.results import Result
@@ -60,6 +61,7 @@ def render(
         gate=verdict.get("gate") or {"passed": True, "checks": []},
         cost=report_work.cost(verdict),
         weights=report_work.weights(runs),
+        pulls=pulls(runs, verdict, spec),
         datasets=[dataset(name, entry, spec) for name, entry in data.items()],
         timings=report_work.timings(timings),
         stages=report_work.stages(runs),

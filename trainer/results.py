@@ -31,7 +31,8 @@ _CODE = {
               "order.py", "feed.py", "mixing.py", "nets.py", "balance.py", "joint.py", "engine.py", "step.py", "run.py", "plan.py", "checkpoint.py"),
     "score": (*_SHARED_CODE, "models", "nets.py", "objectives", "joint.py", "metrics", "bootstrap.py", "evaluate.py", "predict.py"),
     "compare": ("results.py", "parts.py", "metrics", "bootstrap.py", "evaluate.py", "gates.py", "compare.py"),
-    "report": ("results.py", "report.py", "report_tasks.py", "report_work.py", "report_data.py", "charts.py", "wording.py", "templates"),
+    "report": ("results.py", "report.py", "report_tasks.py", "report_pulls.py", "report_work.py", "report_data.py",
+               "grouping.py", "charts.py", "wording.py", "templates"),
 }  # fmt: skip
 
 

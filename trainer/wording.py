@@ -38,6 +38,12 @@ def span(low: Any, high: Any, places: int = 3, sign: bool = False) -> str:
     return f"{value(low, places, sign)} … {value(high, places, sign)}" if known else ""
 
 
+def cosine(x: Any) -> str:
+    """A cosine, or another number between -1 and 1: `+0.31`, `−0.02`, `0.00`."""
+    x = number(x)
+    return f"{round(x, 2) or 0.0:{'+' if round(x, 2) else ''}.2f}".replace("-", "−") if isfinite(x) else _DASH
+
+
 def short(x: Any) -> str:
     """A number in three digits: `0.0312`, `41.2`, `1.2e+06`."""
     x = number(x)

@@ -23,11 +23,11 @@ HOSTILE = [
     "{{ 7 * 7 }}",
 ]
 JOBS = {
-    "four": report_inputs(tasks=4, seeds=3, champion=True),
+    "four": report_inputs(tasks=4, seeds=3, champion=True, looks=12),
     "one": report_inputs(tasks=1, independent=False, valid=False),
-    "sixteen": report_inputs(tasks=16, seeds=2, passed=False, points=20),
+    "sixteen": report_inputs(tasks=16, seeds=2, passed=False, points=20, looks=8),
     "undefined": report_inputs(tasks=3, nan=True),
-    "hostile": report_inputs(tasks=5, names=HOSTILE, champion=True),
+    "hostile": report_inputs(tasks=5, names=HOSTILE, champion=True, looks=2),
 }
 # the luminance contrast of WCAG 2.1 between two CSS colours `rgb(r, g, b)`
 CONTRAST = """([a, b]) => {
@@ -156,6 +156,25 @@ def test_words_stand_out_from_what_is_behind_them(open_page, scheme):
         assert page.evaluate(CONTRAST, [ink, card]) >= 4.5
     strokes = page.evaluate("[...document.querySelectorAll('svg.chart path')].map(e => getComputedStyle(e).stroke)")
     assert max(page.evaluate(CONTRAST, [stroke, card]) for stroke in set(strokes) if stroke.startswith("rgb")) >= 4.5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_cosines_stand_out_from_their_shades(open_page, scheme):
+    page = open_page("sixteen", PHONE, scheme)
+    pixel = """([cell]) => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(cell).backgroundColor;
+        c.fillRect(0, 0, 1, 1); return `rgb(${[...c.getImageData(0, 0, 1, 1).data].slice(0, 3)})` }"""
+    shades = {kind: page.locator(f".pull td.{kind}").evaluate_all(f"all => all.map(e => ({pixel})([e]))") for kind in ("with", "against")}
+    ink = page.locator(".pull td.with").first.evaluate("e => getComputedStyle(e).color")
+    assert all(page.evaluate(CONTRAST, [ink, shade]) >= 4.5 for found in shades.values() for shade in set(found))
+    assert not set(shades["with"]) & set(shades["against"])
+
+
+def test_names_of_tasks_stay_in_view_when_a_wide_heat_map_is_scrolled(open_page):
+    page = open_page("sixteen", PHONE)
+    frame = page.locator(".scroll:has(.pull)")
+    assert frame.evaluate("e => { e.scrollLeft = 1e6; return e.scrollLeft }") > 0
+    name, edge = (place.bounding_box() for place in (page.locator(".pull tbody th").first, frame))
+    assert edge["x"] - 1 <= name["x"] <= edge["x"] + 8
 
 
 def test_dark_is_dark_and_light_is_light(open_page):

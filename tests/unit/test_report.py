@@ -14,7 +14,7 @@ from report_inputs import report_inputs
 
 from trainer import charts
 from trainer.report import render, write_report
-from trainer.wording import count, decimals, seconds, share, value
+from trainer.wording import cosine, count, decimals, seconds, share, value
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', r"$\frac{1}{$ ]]> &amp;", "日本語 task", "{{ 7 * 7 }}"]
 ODD = {
@@ -25,9 +25,10 @@ ODD = {
     "metrics that are not defined": {"nan": True, "champion": True},
     "a failed gate": {"passed": False},
     "no validation records": {"valid": False},
-    "sixteen tasks": {"tasks": 16, "points": 4},
+    "sixteen tasks": {"tasks": 16, "points": 4, "looks": 2},
     "one record": {"points": 1},
-    "hostile names": {"tasks": 5, "names": HOSTILE, "champion": True},
+    "hostile names": {"tasks": 5, "names": HOSTILE, "champion": True, "looks": 2},
+    "one look": {"looks": 1},
 }
 
 
@@ -156,6 +157,50 @@ def test_only_weights_that_move_are_drawn():
     assert 'id="weights"' not in render(**report_inputs(tasks=1, weighted=False))
 
 
+def test_how_tasks_pull_is_shown_where_somebody_looked():
+    assert 'id="pulls"' not in render(**report_inputs(points=2))
+    page = Page(render(**report_inputs(points=2, looks=6, seeds=2)))
+    assert "pulls" in page.ids()
+    assert "from 12 looks over 2 seeds" in page.text
+    assert "rating and department seem to help each other: mean cosine +0.3" in page.text
+    assert re.search(r"department did worse jointly than alone [^;]*It conflicts most with \w+ \(mean cosine −0", page.text)
+
+
+def test_a_cell_of_the_heat_map_shows_the_mean_cosine_with_its_sign():
+    inputs = report_inputs(tasks=3, points=2, looks=2)
+    looks = [record for record in inputs["runs"]["joint"][0]["history"] if record["split"] == "look"]
+    for record, by in zip(looks, (0.1, -0.1), strict=True):
+        record["cosine"] = {
+            "rating": {"rating": 1.0, "recommended": 0.5 + by, "department": -0.25 + by},
+            "recommended": {"rating": 0.5 + by, "recommended": 1.0},
+            "department": {"rating": -0.25 + by, "department": 1.0},
+        }
+    matrix = re.search(r'<table class="matrix pull">.*?</table>', render(**inputs), re.S)[0]
+    cells = re.findall(r'<td class="(\w+)" style="--p:([\d.]+)" title="[^"]*">([^<]*)</td>', matrix)
+    assert cells == [
+        ("self", "0", ""), ("with", "1.000", "+0.50"), ("against", "0.500", "−0.25"),
+        ("with", "1.000", "+0.50"), ("self", "0", ""), ("none", "0", ""),
+        ("against", "0.500", "−0.25"), ("none", "0", ""), ("self", "0", ""),
+    ]  # fmt: skip
+    assert 'title="rating and department: mean cosine −0.25, below 0 in 100\xa0% of 2 looks"' in matrix
+
+
+def test_budgets_that_come_to_the_same_grouping_share_a_row():
+    text = Page(render(**report_inputs(points=2, looks=6))).text
+    assert "1 rating, recommended, department, price" in text
+    assert "2 or more rating, department recommended, price" in text
+
+
+def test_looks_that_found_nothing_finite_leave_out_their_curves():
+    inputs = report_inputs(points=2, looks=2)
+    for record in inputs["runs"]["joint"][0]["history"]:
+        if record["split"] == "look":
+            record |= {"faithful": math.nan, "worse": None, "cosine": {a: dict.fromkeys(row, None) for a, row in record["cosine"].items()}}
+    page = Page(render(**inputs))
+    assert "pulls" in page.ids()
+    assert "Tasks made worse" not in page.text
+
+
 def test_confusions_are_summed_over_the_seeds():
     inputs = report_inputs(tasks=1, seeds=2)
     for run, cells in zip(inputs["scores"]["rating"]["models"]["joint"], ([[1, 2], [3, 4]], [[10, 20], [30, 40]]), strict=True):
@@ -242,6 +287,7 @@ def test_a_report_is_a_result_that_is_made_once(tmp_path):
         (value(0.95312, 3), "0.953"), (value(-0.0203, 3, sign=True), "−0.020"), (value(math.nan), "–"),
         (value(None), "–"), (value("x"), "–"),
         (value(12345.6, 0), "12,346"), (value(1e-7, 3), "1.0e−07"), (value(0, 2, sign=True), "+0.00"),
+        (cosine(0.314), "+0.31"), (cosine(-0.02), "−0.02"), (cosine(-0.001), "0.00"), (cosine(None), "–"),
         (count(99_999), "99,999"), (count(123_456), "123\xa0k"), (count(1_283_411), "1.28\xa0M"), (count(4.2e12), "4.20\xa0T"),
         (count(None), "–"),
         (seconds(0.419), "0.42\xa0s"), (seconds(8.21), "8.2\xa0s"), (seconds(59.96), "1\xa0min 00\xa0s"),
