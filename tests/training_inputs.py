@@ -149,7 +149,7 @@ def assert_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], atol: f
 
 
 def on_ranks(
-    size: int, jobs: Sequence[Mapping[str, Any]], folder: Path, env: Mapping[str, str] | None = None
+    size: int, jobs: Sequence[Mapping[str, Any]], folder: Path, env: Mapping[str, str] | None = None, timeout_s: float = 240
 ) -> list[list[dict[str, Any]]]:
     """What `train_job` returned for each job, on each of `size` ranks of one process group."""
     folder.mkdir(parents=True)
@@ -167,7 +167,14 @@ def on_ranks(
         for r in range(size)
     ]
     try:
+        late = time.monotonic() + timeout_s
         while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            if time.monotonic() > late:
+                for process in processes:
+                    process.send_signal(signal.SIGUSR1)
+                time.sleep(1)
+                heard = [(folder / f"rank-{rank}.txt").read_text()[-4000:] for rank in range(size)]
+                raise AssertionError(f"not done after {timeout_s} s:\n" + "\n".join(heard))
             time.sleep(0.05)
         for rank, process in enumerate(processes):
             if process.poll():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -69,6 +71,7 @@ def train_job(job: dict[str, Any], world: World) -> dict[str, Any]:
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     world = open_world(0)

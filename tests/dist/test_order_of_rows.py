@@ -9,7 +9,7 @@ import pytest
 from training_cases import Garden, Ranks
 from training_inputs import assert_close
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]  # the process groups start in whichever test comes first
 
 Seen = dict[tuple[str, int], dict[str, list[float]]]
 

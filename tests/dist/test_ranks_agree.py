@@ -18,7 +18,7 @@ from trainer.order import Order
 from trainer.results import fetch
 from trainer.shards import Split
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]  # the process groups start in whichever test comes first
 
 
 def reference(garden: Garden, label: str, present: Any = None) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from training_rank import train_job
 
 from trainer.world import World
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]  # the process groups start in whichever test comes first
 
 EVENTFUL = (
     [f"resume-fp32-{s}" for s in (0, 1, 2, 3)] + [f"resume-fp32-{s}-offload" for s in (1, 2, 3)] + [f"resume-bf16-{s}" for s in (1, 2, 3)]
