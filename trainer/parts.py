@@ -128,7 +128,8 @@ class Dataset(Part):
 
     columns: dict[str, ColumnField] = Field(description="Typed columns, by the name tasks use for them.", min_length=1)
     key: str | list[str] | None = Field(
-        None, description="Source column(s) that identify a row for the split; by default all declared columns. Rows with one key stay together."
+        None,
+        description="Source column(s) that identify a row for the split; by default all declared columns. Rows with one key stay together.",
     )
     split: Split = Field(default_factory=Split, description="Shares held out for validation and test.")
     shard_bytes: int = Field(64 << 20, ge=1 << 12, description="Size at which a prepared shard is closed.")
