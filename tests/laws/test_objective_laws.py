@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_it_is_what_torch_says(kind: str) -> None:
 def test_sum_and_count_add_up_over_any_split_of_a_batch(kind: str, cuts: list[int], missing: float, seed: int) -> None:
     objective, output, target = example(kind, 20, missing, seed)
     edges = [0, *cuts, 20]
-    parts = [(output[a:b], target[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [(output[a:b], target[a:b]) for a, b in pairwise(edges)]
     torch.testing.assert_close(sum(objective.total(o, t) for o, t in parts), objective.total(output, target))
     assert sum(float(objective.count(t)) for _, t in parts) == float(objective.count(target))
 
