@@ -1,7 +1,7 @@
 # make run          train examples/01-digits.yaml jointly and say whether it paid off; SPEC=... trains another
 # make test         every test
 # make check        style, types and the arrows of docs/architecture.md
-# make benchmark    side by side with plain PyTorch and with independent training
+# make benchmark    side by side with plain PyTorch and with independent training; SAVE='--save docs/results/speed.md' keeps it
 # make docs         docs/spec.md from the models, the table of docs/balancing.md from the balancers
 # make lock         write requirements.lock again; UPGRADE=1 takes the newest versions
 # make image        the container image, with docker, podman or buildah
@@ -31,9 +31,9 @@ check: .venv/.dev
 	$(BIN)/lint-imports --no-logo
 
 benchmark: .venv/.runtime
-	$(BIN)/python benchmarks/loop.py
-	$(BIN)/python benchmarks/joint.py
-	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python -m benchmarks.loop $(SAVE)
+	$(BIN)/python -m benchmarks.joint $(SAVE)
+	$(BIN)/python -m benchmarks.pipeline $(SAVE)
 
 docs: .venv/.runtime
 	$(BIN)/python scripts/spec_reference.py

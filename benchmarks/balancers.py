@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         self.out_features = 256
 
     def forward(self, x: Tensor) -> Tensor:
+        """Representation `[B, 256]` of `[B, 16 * 256]`."""
         return self.layers(x.view(len(x), 16, 256)).mean(1)
 
 
@@ -163,7 +165,13 @@ def main() -> None:
     torch.set_num_threads(1)
     if chosen.peak:
         kind, tasks, what = chosen.peak
-        step = plain(kind, int(tasks), False) if what == "plain" else torchjd(kind, int(tasks), False, what) if what in ("mtl_backward", "autogram") else ours(kind, int(tasks), False, "upgrad", what)
+        step = (
+            plain(kind, int(tasks), False)
+            if what == "plain"
+            else torchjd(kind, int(tasks), False, what)
+            if what in ("mtl_backward", "autogram")
+            else ours(kind, int(tasks), False, "upgrad", what)
+        )
         for _ in range(3):
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -171,7 +179,9 @@ def main() -> None:
     methods, tasks, rounds = (METHODS[:2], [2, 4], 3) if chosen.quick else (METHODS, chosen.tasks, chosen.rounds)
     for kind in ("mlp", "transformer"):
         for big in (False, True):
-            print(f"\n{kind} trunk, {'two-layer' if big else 'linear'} heads: step time over the plain sum of losses, median (min to max) of {rounds} rounds")
+            print(
+                f"\n{kind} trunk, {'two-layer' if big else 'linear'} heads: step time over the plain sum of losses, median (min to max) of {rounds} rounds"
+            )
             for count in tasks:
                 contestants = {"plain sum": plain(kind, count, big), "cotrain equal": ours(kind, count, big, "equal", "")}
                 for source in SOURCES:
@@ -180,7 +190,9 @@ def main() -> None:
                 for how in ("mtl_backward", "autogram"):
                     contestants[f"torchjd upgrad {how}"] = torchjd(kind, count, big, how)
                 for name, values in ratios(contestants, rounds).items():
-                    print(f"  T={count:<3} {name:<34} {statistics.median(values):6.2f}  ({min(values):.2f} to {max(values):.2f})", flush=True)
+                    print(
+                        f"  T={count:<3} {name:<34} {statistics.median(values):6.2f}  ({min(values):.2f} to {max(values):.2f})", flush=True
+                    )
     print("\npeak resident memory over the plain sum of losses, MiB, mlp trunk, UPGrad")
     for count in tasks:
         base = peak_mib("mlp", count, "plain")

@@ -104,6 +104,8 @@ def _environment(ranks: int, failures: Path) -> dict[str, str]:
         "COTRAIN_STARTED": str(time.time()),
         "COTRAIN_THREADS": threads,
         "OMP_NUM_THREADS": threads,
+        # threads that wait give up their core: spinning makes a step 10 times as long where others need the cores too
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         # importing DeepSpeed would otherwise import the compiler that nothing here uses
         "TORCHDYNAMO_DISABLE": "1",
         "TORCH_COMPILE_DISABLE": "1",

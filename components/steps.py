@@ -58,7 +58,7 @@ def plan_joint(prepared: List[dict], root: str) -> list:
 
 @component
 def plan_independent(prepared: List[dict], root: str) -> list:
-    """The baselines, one per task and seed, by key; none if the document compares with nothing."""
+    """The baselines, one per task and seed, by key; an item without a key if the document compares with nothing."""
     from components.guard import step
     from trainer.flow import plan_runs
 
@@ -68,11 +68,13 @@ def plan_independent(prepared: List[dict], root: str) -> list:
 
 @component
 def train(run: dict, root: str) -> dict:
-    """Train one run, or find that it was trained."""
+    """Train one run, or find that it was trained. Nothing happens for an item without a key."""
     from components.guard import step
     from components.launch import train_here
     from trainer.requests import read_request
 
+    if not run["key"]:
+        return run
     request = read_request(root, run["key"])
     with step("train", role=request["role"], task=request["task"], seed=request["seed"], key=run["key"]) as found:
         found["reused"] = train_here(root, request).reused

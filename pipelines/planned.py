@@ -33,7 +33,7 @@ def lines(spec: JointSpec, root: str) -> Iterator[str]:
 def _data(prepared: Mapping[str, Result], manifests: Mapping[str, Json]) -> Iterator[str]:
     yield "data"
     for name, result in prepared.items():
-        rows = ", ".join(f"{int(n):,} {split}" for split, n in manifests[name]["rows"].items())
+        rows = ", ".join(f"{int(manifests[name]['rows'][split]):,} {split}" for split in ("train", "valid", "test"))
         yield f"  {name}: {rows} rows ({'found prepared' if result.reused else 'prepared now'}, digest {manifests[name]['digest'][:12]})"
 
 

@@ -28,6 +28,7 @@ class Bars:
     """A bar for each step and training run, with the losses of its tasks."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
@@ -37,6 +38,7 @@ class Bars:
             BarColumn(bar_width=16),
             TimeElapsedColumn(),
             TextColumn("{task.fields[said]}", style="dim", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            console=Console(),
             expand=True,
         )
         self._bars: dict[str, Any] = {}

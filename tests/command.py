@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import random
+import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,10 +139,23 @@ def left_behind(folder: Path) -> list[psutil.Process]:
     """Processes that were started, at any distance, by a command of this folder, and still live."""
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error, OSError):
             mine = process.environ().get("TMPDIR") == str(folder / "tmp") or process.environ().get(VARIABLE, "").startswith(str(folder))
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.Error, OSError):
-            pass
     return found
+
+
+def on_terminal(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run the command on a pseudo-terminal: its exit code, and all text that it put on the screen, without control sequences."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 120, 0, 0))
+    plain = {"TERM": "xterm", "COLUMNS": "", "NO_COLOR": "1"}
+    process = start(folder, *arguments, extra=plain, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    seen = b""
+    with suppress(OSError):  # the end of the other side
+        while block := os.read(ours, 1 << 16):
+            seen += block
+    os.close(ours)
+    return process.wait(TIMEOUT_S), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())

@@ -124,7 +124,8 @@ def parser(family: str) -> Callable[[Any], Any]:
         if not isinstance(kind, str) or kind not in known or kind == "python":
             names = [name for name in known if name != "python"]
             remedy = one_of(kind, names) + (", or 'package.module:function'" if "python" in known else "")
-            raise PydanticCustomError("part_unknown", "no {family} is called {kind}", {"family": family, "kind": repr(kind), "remedy": remedy})
+            said = {"family": family, "kind": repr(kind), "remedy": remedy}
+            raise PydanticCustomError("part_unknown", "no {family} is called {kind}", said)
         return find(family, kind).model_validate(value)
 
     return parse

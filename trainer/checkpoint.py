@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import StoreError
+from trainer.observe import emit
 from trainer.parts import Store
 from trainer.results import MANIFEST, local_cache, verify, write_manifest
 
@@ -45,7 +46,7 @@ class Checkpoints:
         self._store, self._prefix, self._keep = store, prefix, keep
 
     def save(self, saved: Saved) -> str:
-        """Write a checkpoint and sweep what is older than `keep`. Returns its key."""
+        """Write a checkpoint and sweep all but the last `keep`. Returns its key."""
         name = f"{saved.phase:03d}-{saved.step:09d}"
         folder = Path(tempfile.mkdtemp(prefix="cotrain-checkpoint-"))
         try:
@@ -59,7 +60,7 @@ class Checkpoints:
             self._store.upload(folder, f"{self._prefix}/{name}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        self._sweep()
+        self._sweep(name)
         return f"{self._prefix}/{name}"
 
     def latest(self) -> str | None:
@@ -69,9 +70,10 @@ class Checkpoints:
                 continue
             try:
                 verify(self._folder(name))
-            except (StoreError, json.JSONDecodeError, KeyError):
-                continue
-            return name
+                return name
+            except (StoreError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self._store.read(f"{self._prefix}/{name}/{MANIFEST}")  # a store out of reach is no reason to start anew: this raises
+                emit("checkpoint_passed_over", key=f"{self._prefix}/{name}", reason=str(error).splitlines()[0])
         return None
 
     def read(self, name: str) -> Saved:
@@ -90,9 +92,10 @@ class Checkpoints:
         found = {key[len(self._prefix) :].strip("/").split("/")[0] for key in self._store.list(self._prefix)}
         return sorted(found)
 
-    def _sweep(self) -> None:
+    def _sweep(self, newest: str) -> None:
+        # what is newer than the one just written was torn and passed over: it must not count among those kept
         names = self._names()
-        whole = [name for name in names if self._store.exists(f"{self._prefix}/{name}/{MANIFEST}")]
+        whole = [name for name in names if name <= newest and self._store.exists(f"{self._prefix}/{name}/{MANIFEST}")]
         for name in set(names) - set(whole[-self._keep :]):
             self._store.delete(f"{self._prefix}/{name}")
 

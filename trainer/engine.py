@@ -11,6 +11,7 @@ DeepSpeed's fixed cost of a step.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -135,7 +136,8 @@ class _TorchEngine:
 
     def export(self, optimizer: bool = True) -> Exported:
         params = {name: p.detach().float().cpu().clone() for name, p in self.module.named_parameters()}
-        state, values = {}, {}
+        state: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
         for name, p in self._named.items() if optimizer else ():
             entry = self._optimizer.state.get(p, {})
             state |= {f"{s}/{name}": entry[s].detach().cpu().clone() for s in self._names if isinstance(entry.get(s), Tensor)}
@@ -165,7 +167,8 @@ class _DeepSpeedEngine:
             _lonely_process_group(device)
         self.module = module
         self._named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        # as they came in: in low precision DeepSpeed rounds the module's own, and what is frozen must not move
+        self._frozen = {name: p.detach().float().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad}
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
         self._config = deepspeed_config(train, ranks, device.type)
         self._stage = self._config["zero_optimization"]["stage"]
@@ -211,14 +214,11 @@ class _DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
         from deepspeed.utils.tensor_fragment import safe_get_full_fp32_param
 
-        params: dict[str, Tensor] = {}
+        params: dict[str, Tensor] = dict(self._frozen)
         state: dict[str, Tensor] = {}
         for name, p in self._named.items():
             full = p if self._stage == 0 else safe_get_full_fp32_param(p)
             params[name] = full.detach().float().cpu().reshape(self._shapes[name]).clone()
-        for name, p in self._frozen.items():
-            with self._whole(p):
-                params[name] = p.detach().float().cpu().clone()
         values: dict[str, Any] = {}
         steps = [float(entry["step"]) for entry in self._inner().state.values() if "step" in entry]
         if steps:
@@ -265,8 +265,10 @@ class _DeepSpeedEngine:
             start = part.numel() * dist.get_rank()
             mine = value.flatten()[start : start + part.numel()]
             part.data[: len(mine)].copy_(mine)
-        elif p._hp_mapping is not None:
-            p.set_full_hp_param(value.to(p.device), key)
+        elif p._hp_mapping is not None:  # type: ignore[attr-defined]
+            p.set_full_hp_param(  # type: ignore[attr-defined]
+                value.to(p.device), key
+            )
 
     def _inner(self) -> torch.optim.Optimizer:
         return self._optimizer if self._stage == 0 else self._optimizer.optimizer
@@ -274,19 +276,13 @@ class _DeepSpeedEngine:
     def _flats(self) -> list[Tensor]:
         return self._optimizer.fp32_partitioned_groups_flat if self._stage == 3 else self._optimizer.single_partition_of_fp32_groups
 
-    def _whole(self, p: nn.Parameter) -> Any:
-        from contextlib import nullcontext
-
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters([p]) if self._stage == 3 else nullcontext()
-
     def close(self) -> None:
         self._engine.destroy()
 
 
 def _lonely_process_group(device: torch.device) -> None:
     """A process group of one, on a port nobody else has: DeepSpeed always wants a group."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
     store = dist.HashStore()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
     deepspeed = _deepspeed(device)

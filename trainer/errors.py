@@ -1,13 +1,13 @@
 """Every error that cotrain raises on purpose, and what each means to the one who sees it.
 
-    CotrainError              ours: exit code 1, with a traceback
-    └── UserError             the user's: exit code 2, place + finding + remedy, no traceback
-        ├── SpecError         the document
-        ├── DataError         the rows behind it
-        ├── StoreError        where bytes live
-        └── LaunchError       what this machine or cluster lacks
-    GateFailed                the models were trained, and judged not good enough: exit code 3
-    Stopped                   asked to stop, state saved, can go on: exit code 130
+CotrainError              ours: exit code 1, with a traceback
+└── UserError             the user's: exit code 2, place + finding + remedy, no traceback
+    ├── SpecError         the document
+    ├── DataError         the rows behind it
+    ├── StoreError        where bytes live
+    └── LaunchError       what this machine or cluster lacks
+GateFailed                the models were trained, and judged not good enough: exit code 3
+Stopped                   asked to stop, state saved, can go on: exit code 130
 """
 
 from __future__ import annotations

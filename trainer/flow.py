@@ -26,7 +26,7 @@ def keep_spec(spec: JointSpec, root: str) -> str:
 
 
 def plan_runs(prepared: Sequence[Json], role: str, root: str) -> list[Json]:
-    """Write the training requests of a role and return what names them."""
+    """Write the training requests of a role and return what names them: at least one item, without a key where there is none."""
     from trainer.requests import independent_requests, joint_requests, write_request
 
     spec = load_spec(prepared[0]["spec"], sources=False)
@@ -34,7 +34,9 @@ def plan_runs(prepared: Sequence[Json], role: str, root: str) -> list[Json]:
     requests = {"joint": joint_requests, "independent": independent_requests}[role](spec, data)
     for request in requests:
         write_request(root, request)
-    return [{"spec": prepared[0]["spec"], "key": request["key"], "seed": request["seed"], **_named(request)} for request in requests]
+    items = [{"spec": prepared[0]["spec"], "key": request["key"], "seed": request["seed"], **_named(request)} for request in requests]
+    # KFP's local runner can't collect what comes out of a loop over nothing
+    return items or [{"spec": prepared[0]["spec"], "key": "", "seed": spec.seed}]
 
 
 def _named(request: Json) -> Json:
@@ -53,7 +55,7 @@ def plan_scores(prepared: Sequence[Json], joint: Sequence[Json], independent: Se
             "task": name,
             "data": data[task.data],
             "joint": [run["key"] for run in sorted(joint, key=lambda run: run["seed"])],
-            "independent": [run["key"] for run in by_seed if run["task"] == name],
+            "independent": [run["key"] for run in by_seed if run.get("task") == name],
         }
         for name, task in spec.tasks.items()
     ]

@@ -6,6 +6,7 @@ Shape suffixes: B rows, L tokens, C channels, H W pixels, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.flatten = Flatten(classes)
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation()]
             if dropout:
                 layers.append(nn.Dropout(dropout))

@@ -49,7 +49,9 @@ def leave_word(who: str, error: BaseException) -> None:
         "exit_code": error.exit_code if isinstance(error, CotrainError) else 1,
         "traceback": "" if expected else "".join(traceback.format_exception(error)),
     }
-    (Path(folder) / f"{who}-{os.getpid()}.json").write_text(json.dumps(word))
+    part = Path(folder) / f"{who}-{os.getpid()}.part"
+    part.write_text(json.dumps(word))
+    part.rename(part.with_suffix(".json"))  # whoever reads sees a whole word or none
 
 
 def words(folder: Path) -> list[dict[str, Any]]:

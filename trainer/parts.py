@@ -128,7 +128,8 @@ class Dataset(Part):
 
     columns: dict[str, ColumnField] = Field(description="Typed columns, by the name tasks use for them.", min_length=1)
     key: str | list[str] | None = Field(
-        None, description="Source column(s) that identify a row for the split; by default all declared columns. Rows with one key stay together."
+        None,
+        description="Source column(s) that identify a row for the split; by default all declared columns. Rows with one key stay together.",
     )
     split: Split = Field(default_factory=Split, description="Shares held out for validation and test.")
     shard_bytes: int = Field(64 << 20, ge=1 << 12, description="Size at which a prepared shard is closed.")
@@ -207,7 +208,9 @@ class Gram(BaseModel):
     source: Literal["representation", "last_layer", "exact"] = Field(
         description="Gradients at the representation; of the weights of the last shared layer; of all shared parameters."
     )
-    layer: str | None = Field(None, description="Path of the last shared layer inside the model. Default: its last linear or convolutional one.")
+    layer: str | None = Field(
+        None, description="Path of the last shared layer inside the model. Default: its last linear or convolutional one."
+    )
     columns: int = Field(64, ge=1, le=65536, description="Random directions that the last layer's inputs are projected onto.")
     every: int = Field(1, ge=1, description="Steps between exact Gramians; the steps between use `last_layer`.")
 
@@ -221,9 +224,13 @@ class Balancer(Part):
     The same numbers reach every rank, so every rank computes the same weights.
     """
 
-    gram: GramField | None = Field(None, description="What the Gramian is made of, or the name of its source. Default: what suits the method.")
+    gram: GramField | None = Field(
+        None, description="What the Gramian is made of, or the name of its source. Default: what suits the method."
+    )
     probe_every: int | None = Field(
-        None, ge=1, description="Steps between exact looks at task gradients: how they conflict, and how near the update is to the exact one."
+        None,
+        ge=1,
+        description="Steps between exact looks at task gradients: how they conflict, and how near the update is to the exact one.",
     )
 
     needs_gram: ClassVar[bool] = False

@@ -24,18 +24,18 @@ class PhasePlan:
     data: tuple[str, ...]
     steps: int
     present_ST: np.ndarray
-    """bool `[steps, T]`: which tasks each step sees."""
+    """Which tasks each step sees: bool `[steps, T]`."""
 
     @cached_property
     def present_SD(self) -> np.ndarray:
-        """bool `[steps, D]`: which datasets each step draws from."""
+        """Which datasets each step draws from: bool `[steps, D]`."""
         names = list(dict.fromkeys(self.data))
         columns = [np.array([d == name for d in self.data]) for name in names]
         return np.stack([self.present_ST[:, c].any(1) for c in columns], 1)
 
     @cached_property
     def drawn_SD(self) -> np.ndarray:
-        """int64 `[steps + 1, D]`: how often each dataset was drawn before a step."""
+        """How often each dataset was drawn before a step: int64 `[steps + 1, D]`."""
         zero = np.zeros((1, self.present_SD.shape[1]), dtype=np.int64)
         return np.concatenate([zero, self.present_SD.cumsum(0, dtype=np.int64)])
 
@@ -75,7 +75,14 @@ def independent(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) 
     chosen: Task = spec.tasks[task]
     phases = {
         name: spec.phases[name].model_dump(mode="json")
-        | {"tasks": [task], "epochs": None, "steps": max(1, steps), "mixer": {"kind": "all"}, "balancer": {"kind": "equal"}, "train": [chosen.model]}
+        | {
+            "tasks": [task],
+            "epochs": None,
+            "steps": max(1, steps),
+            "mixer": {"kind": "all"},
+            "balancer": {"kind": "equal"},
+            "train": [chosen.model],
+        }
         for name, steps in task_steps(spec, task, rows, seed).items()
     }
     document = spec.to_json()
@@ -97,7 +104,7 @@ def train_relevant(spec: JointSpec) -> dict[str, Any]:
     return {
         "models": document["models"],
         # as lists, for their order matters and that of a mapping's keys is not part of a digest
-        "tasks": list(document["tasks"].items()),
+        "tasks": [(name, {part: value for part, value in task.items() if part != "metrics"}) for name, task in document["tasks"].items()],
         "phases": list(document["phases"].items()),
         "train": train,
         "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node],

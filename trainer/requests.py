@@ -30,7 +30,11 @@ def independent_requests(spec: JointSpec, data: Prepared) -> list[Json]:
         return []
     rows = {name: int(entry["rows"]["train"]) for name, entry in data.items()}
     seeds = [spec.seed + n for n in range(spec.seeds)]
-    return [_request(independent(spec, task, rows, seed), data, "independent", task, seed) for task in spec.tasks for seed in seeds]
+    return [
+        _request(spec if len(spec.tasks) == 1 else independent(spec, task, rows, seed), data, "independent", task, seed)
+        for task in spec.tasks
+        for seed in seeds
+    ]
 
 
 def write_request(root: str, request: Json) -> None:

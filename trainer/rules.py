@@ -232,13 +232,17 @@ def gradients_meet(draft: Draft) -> Iterator[Finding]:
         balancer = phase.balancer
         looks = balancer.needs_gram or balancer.needs_grads or balancer.probe_every is not None
         if balancer.gram is not None and not balancer.needs_gram and balancer.probe_every is None:
-            yield Finding((*path, "gram"), f"{balancer.kind} weighs losses and asks for no Gramian", "leave out gram, or choose a gradient method")
+            yield Finding(
+                (*path, "gram"), f"{balancer.kind} weighs losses and asks for no Gramian", "leave out gram, or choose a gradient method"
+            )
         if looks and draft.sound(("phases", name, "tasks"), ("tasks",)):
             models = [task.model for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
             if len(models) < 2:
                 yield Finding(path, f"{balancer.kind} weighs the gradients of several tasks, and the phase has one", "write equal")
             elif len(set(models)) == len(models):
-                yield Finding(path, f"{balancer.kind} weighs gradients where tasks share a model, and here none do", "write equal, or share a model")
+                yield Finding(
+                    path, f"{balancer.kind} weighs gradients where tasks share a model, and here none do", "write equal, or share a model"
+                )
         exact = balancer.probe_every is not None or (balancer.gram is not None and balancer.gram.source == "exact")
         if exact and draft.train is not None and draft.train.zero.stage == 3 and draft.sound(("train", "zero")):
             what = "probe_every" if balancer.probe_every is not None else "gram"

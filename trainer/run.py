@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,6 +39,7 @@ from trainer.requests import read_request
 from trainer.results import Result, fetch, write_manifest
 from trainer.shards import Split
 from trainer.spec import JointSpec
+from trainer.startup import Startup
 from trainer.step import StepLog, joint_step
 from trainer.stores import open_store
 from trainer.world import World, open_world
@@ -96,8 +98,9 @@ class Data:
 class Run:
     """A training run in progress on one rank."""
 
-    def __init__(self, request: dict[str, Any], root: str, world: World, started: float) -> None:
+    def __init__(self, request: dict[str, Any], root: str, world: World, started: float, startup: Startup | None = None) -> None:
         self.request, self.root, self.world, self._started = request, root, world, started
+        self._startup = startup or Startup(started)
         self.spec = JointSpec.model_validate(request["spec"])
         self.seed: int = request["seed"]
         self.key: str = request["key"]
@@ -143,8 +146,9 @@ class Run:
             self.saved = found
             self._spent = dict(found.values["seconds"])
             self._emit("resumed", phase=found.phase, step=found.step)
+        self._startup.done("data")
         rows = {name: self.data.rows(name) for name in self.request["data"]}
-        self._add("start", time.time() - self._started)
+        self._clock = time.perf_counter() - (time.time() - self._started)
         parameters = 0
         for number, name in enumerate(self.spec.phases):
             if number < self.saved.phase:
@@ -198,7 +202,8 @@ class Run:
         self._emit("phase_started", phase=plan.name, step=saved.step, steps=plan.steps, tasks=list(plan.tasks))
         step, ended = saved.step, saved.values.get("ended", False) if saved.step else False
         last_event = time.monotonic()
-        self._clock = time.perf_counter()
+        self._lap("start")
+        self._startup.done("engine")
         present_S = [tuple(np.flatnonzero(row).tolist()) for row in plan.present_ST]
         while step < plan.steps and not ended:
             _reseed((generator_seed + step) & (2**63 - 1), world.device)
@@ -206,6 +211,9 @@ class Run:
             asks = (world.stop_asked, world.first and self._time_to_save())
             batches = self._micro_batches(plan, step, present_S[step], feeds)
             log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks, gram, step)
+            if "first step" not in self._startup.seconds:
+                self._startup.done("first step")
+                self._emit("first_step", seconds=self._startup.seconds)
             world.share(moving)  # running statistics: each rank has seen rows of its own
             meter.add(log)
             step += 1
@@ -330,7 +338,9 @@ class Run:
         score, target = score[there], target[there]
         if fitted["kind"] == "number":
             score, target = (x * fitted["std"] + fitted["mean"] for x in (score, target))
-        return part.metrics[0].compute(score, target, len(fitted.get("classes", ())))  # type: ignore[index]
+        # the resampled form, with each row once: it needs no torchmetrics, which takes as long to import as torch
+        once = torch.ones(1, len(target))
+        return float(part.metrics[0].resampled(score, target, len(fitted.get("classes", ())), once)[0])  # type: ignore[index]
 
     # --- what is kept and said -----------------------------------------------------------------------------------
 
@@ -385,10 +395,12 @@ class Run:
     def _looked(self, plan: PhasePlan, step: int, look: Look) -> None:
         tasks = [plan.tasks[t] for t in look.present]
         cosine = {a: dict(zip(tasks, row, strict=True)) for a, row in zip(tasks, look.cosine_PP.tolist(), strict=True)}
-        found = {"cosine": cosine, "faithful": float(look.cosine), "worse": float(look.worse)}
-        self.saved.history.append({"split": "look", "phase": plan.name, "step": step, **found})
+        faithful, worse = float(look.cosine), float(look.worse)
+        self.saved.history.append(
+            {"split": "look", "phase": plan.name, "step": step, "cosine": cosine, "faithful": faithful, "worse": worse}
+        )
         if self.metrics:
-            self.metrics.looked(cosine, found["faithful"], found["worse"])
+            self.metrics.looked(cosine, faithful, worse)
 
     def _progress(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
         loss, weight, steps, seconds = meter.recent()
@@ -608,13 +620,17 @@ def _blank(column: Mapping[str, Any]) -> Tensor:
 def main() -> int:
     """Run one rank; what went wrong is left in the folder COTRAIN_FAILURES names, for the launcher to read."""
     started = float(os.environ.get("COTRAIN_STARTED", time.time()))
+    startup = Startup(started)
+    startup.done("processes", psutil.Process().create_time())
+    startup.done("imports")
     root, key = sys.argv[1:3]
     torch.set_num_threads(int(os.environ.get("COTRAIN_THREADS", "0")) or torch.get_num_threads())
     world = None
     try:
         request = read_request(root, key)
         world = open_world(request["spec"]["cluster"]["gpus_per_node"])
-        Run(request, root, world, started).run()
+        startup.done("ranks")
+        Run(request, root, world, started, startup).run()
     except Exception as error:
         leave_word(f"rank-{os.environ.get('RANK', '0')}", error)
         if isinstance(error, Stopped):
@@ -628,4 +644,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is written; taking thousands of modules apart would take about a second

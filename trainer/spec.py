@@ -65,7 +65,7 @@ class Schedule(Section):
 
     kind: Literal["constant", "cosine", "linear"] = Field("cosine", description="Shape after the warm-up.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that ramp up from 0.")
-    floor: float = Field(0.0, ge=0, le=1, description="Factor at the last step.")
+    floor: float = Field(0.0, ge=0, le=1, description="Factor that it goes down to.")
 
 
 class Zero(Section):

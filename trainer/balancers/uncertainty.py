@@ -16,12 +16,15 @@ from trainer.parts import Balancer, State
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LARGEST_GRAD = 1e18  # its square is still a float32
+_LARGEST_LOG_VAR = 20.0  # a loss of 0 would otherwise ask for an infinite weight
+
 
 class Uncertainty(Balancer):
     """Minimises `sum_t exp(-s_t) L_t + s_t`; the s are learned by Adam beside the model.
 
     The gradient of s needs only the loss values, so s lives in the balancer's state instead of among the
-    sharded parameters, and every rank makes the same step.
+    sharded parameters, and every rank makes the same step. A loss that is not finite moves no s.
     """
 
     kind: Literal["uncertainty"] = "uncertainty"
@@ -40,12 +43,12 @@ class Uncertainty(Balancer):
 
         log_var_T = state["log_var_T"]
         weight_T = torch.exp(-log_var_T)
-        counts_T = present_T & loss_T.isfinite()
-        grad_T = (1 - weight_T * loss_T).clamp(-1e15, 1e15)  # its square has to stay within float32
-        steps_T = state["steps_T"] + counts_T
-        mean_T = torch.where(counts_T, 0.9 * state["mean_T"] + 0.1 * grad_T, state["mean_T"])
-        square_T = torch.where(counts_T, 0.999 * state["square_T"] + 0.001 * grad_T.square(), state["square_T"])
+        learns_T = present_T & loss_T.isfinite()  # one overflow must not spoil the weights for good
+        grad_T = (1 - weight_T * loss_T).clamp_min(-_LARGEST_GRAD)
+        steps_T = state["steps_T"] + learns_T
+        mean_T = torch.where(learns_T, 0.9 * state["mean_T"] + 0.1 * grad_T, state["mean_T"])
+        square_T = torch.where(learns_T, 0.999 * state["square_T"] + 0.001 * grad_T.square(), state["square_T"])
         count_T = steps_T.clamp_min(1)
         step_T = (mean_T / (1 - 0.9**count_T)) / ((square_T / (1 - 0.999**count_T)).sqrt() + 1e-8)
-        after = {"log_var_T": log_var_T - self.lr * step_T * counts_T, "mean_T": mean_T, "square_T": square_T, "steps_T": steps_T}
-        return weight_T * present_T, after
+        log_var_T = (log_var_T - self.lr * step_T * learns_T).clamp(-_LARGEST_LOG_VAR, _LARGEST_LOG_VAR)
+        return weight_T * present_T, {"log_var_T": log_var_T, "mean_T": mean_T, "square_T": square_T, "steps_T": steps_T}

@@ -20,7 +20,9 @@ class Conv(Model):
     most_inputs: ClassVar[int | None] = 1
 
     kind: Literal["conv"] = "conv"
-    channels: list[Annotated[int, Field(ge=1, le=2**16)]] = Field([32, 64], min_length=1, description="Width of each block; all but the first halve the image.")
+    channels: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(
+        [32, 64], min_length=1, description="Width of each block; all but the first halve the image."
+    )
     grid: int = Field(2, ge=1, le=64, description="Side of the pooled map.")
     groups: int = Field(8, ge=1, description="Groups of the normalisation; divides every width.")
 

@@ -32,5 +32,9 @@ class PythonModel(Model):
         """
         module = load(self.kind)(list(inputs), **self.args)
         if not isinstance(getattr(module, "out_features", None), int):
-            raise LaunchError.at(self.kind, f"returned {type(module).__name__} without an integer `out_features`", "set `self.out_features` to the width of its output")
+            raise LaunchError.at(
+                self.kind,
+                f"returned {type(module).__name__} without an integer `out_features`",
+                "set `self.out_features` to the width of its output",
+            )
         return module

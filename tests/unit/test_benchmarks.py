@@ -1,0 +1,92 @@
+"""The benchmarks print what they promise, and the loops they compare train the same thing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import common, loop, pipeline
+
+ROOT = Path(__file__).parents[2]
+RATIO = r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)"
+
+
+def quick(name: str, *options: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COTRAIN_")} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", loop.MODELS)
+def test_the_loop_by_hand_and_ours_end_with_the_same_parameters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = loop.MODELS[name]["models"]["trunk"] | ({} if "conv" in name else {"dropout": 0.0})
+    monkeypatch.setitem(loop.MODELS, name, loop.MODELS[name] | {"models": {"trunk": trunk}})
+    with common.apart() as folder:
+        job = loop.prepared(name, 5, str(folder / "root"))
+        _, mine = loop.ours(job, 7)
+        _, plain = loop.by_hand(job, 7)
+    assert mine.keys() == plain.keys()
+    for parameter, value in mine.items():
+        torch.testing.assert_close(value, plain[parameter], atol=2e-5, rtol=1e-3, msg=lambda text, p=parameter: f"{p}: {text}")
+
+
+def test_the_loop_benchmark_prints_ratios_with_their_spread_for_every_model_and_saves_them(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text("# Speed\n\n<!-- loop -->\nold\n<!-- end of loop -->\n\nkept\n")
+    said = quick("loop", "--models", "digits, mlp", "--save", str(page))
+    assert re.search(rf"\| digits, mlp +\| [^|]+\| {RATIO} +\| {RATIO} +\| {RATIO} +\|", said)
+    assert len(re.findall(rf"^\| digits, mlp .*{RATIO} +\|$", said, re.M)) == 2, "one process, and two ranks against one"
+    saved = page.read_text()
+    assert "old" not in saved
+    assert saved.startswith("# Speed")
+    assert saved.rstrip().endswith("kept")
+    assert "cores of" in saved
+
+
+def test_the_joint_benchmark_prints_times_and_quality_for_each_task() -> None:
+    said = quick("joint")
+    for task in ("digit, accuracy", "parity, accuracy", "ink, r2"):
+        assert re.search(rf"\| {task} +\| +-?\d\.\d{{4}} +\| +-?\d\.\d{{4}} +\| [+-]\d\.\d{{4}} \([+-]\S+ to [+-]\S+\)", said), task
+    assert re.search(r"\| 01-digits +\| \d+\.\d / \d+\.\d s = \d\.\d\d", said)
+
+
+def test_the_pipeline_benchmark_prints_where_the_time_goes_and_the_parts_up_to_the_first_step() -> None:
+    said = quick("pipeline")
+    assert re.search(r"not preparing, training or evaluating: \d+ \(\d+ to \d+\) %", said)
+    for part in ("preparing", "KFP between steps", "training: imports", "training: engine", "training: first step"):
+        assert re.search(rf"^\| {part} +\| \d+\.\d", said, re.M), part
+
+
+def test_every_moment_of_a_run_counts_once() -> None:
+    events = [
+        {"event": "step_finished", "time": 12.0, "seconds": 2.0, "step": "prepare"},
+        {"event": "phase_started", "time": 15.0, "role": "joint"},
+        {"event": "phase_finished", "time": 18.0, "role": "joint"},
+        {"event": "step_finished", "time": 19.0, "seconds": 6.0, "step": "train"},
+        {"event": "step_finished", "time": 20.0, "seconds": 3.0, "step": "compare"},
+    ]
+    found = pipeline.where(9.0, 21.0, events)
+    assert sum(found.values()) == pytest.approx(12.0)
+    assert found["preparing"] == pytest.approx(2.0)
+    assert found["training"] == pytest.approx(3.0)
+    assert found["training starts or ends"] == pytest.approx(3.0)
+    assert found["other steps"] == pytest.approx(1.0)
+    assert found["KFP between steps"] == pytest.approx(1.0)
+
+
+def test_spread_is_median_lowest_and_highest() -> None:
+    assert common.spread([0.5, 3.0, 1.0]) == "1.00 (0.50 to 3.00)"
