@@ -165,13 +165,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if chosen.peak:
         kind, tasks, what = chosen.peak
-        step = (
-            plain(kind, int(tasks), False)
-            if what == "plain"
-            else torchjd(kind, int(tasks), False, what)
-            if what in ("mtl_backward", "autogram")
-            else ours(kind, int(tasks), False, "upgrad", what)
-        )
+        jd = {name: partial(torchjd, how=name) for name in ("mtl_backward", "autogram")}
+        make = {"plain": plain, **jd}.get(what, partial(ours, method="upgrad", source=what))
+        step = make(kind, int(tasks), False)
         for _ in range(3):
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -179,9 +175,8 @@ def main() -> None:
     methods, tasks, rounds = (METHODS[:2], [2, 4], 3) if chosen.quick else (METHODS, chosen.tasks, chosen.rounds)
     for kind in ("mlp", "transformer"):
         for big in (False, True):
-            print(
-                f"\n{kind} trunk, {'two-layer' if big else 'linear'} heads: step time over the plain sum of losses, median (min to max) of {rounds} rounds"
-            )
+            print(f"\n{kind} trunk, {'two-layer' if big else 'linear'} heads:")
+            print(f"step time over the plain sum of losses, median (min to max) of {rounds} rounds")
             for count in tasks:
                 contestants = {"plain sum": plain(kind, count, big), "cotrain equal": ours(kind, count, big, "equal", "")}
                 for source in SOURCES:

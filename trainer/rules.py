@@ -232,9 +232,7 @@ def gradients_meet(draft: Draft) -> Iterator[Finding]:
         balancer = phase.balancer
         looks = balancer.needs_gram or balancer.needs_grads or balancer.probe_every is not None
         if balancer.gram is not None and not balancer.needs_gram and balancer.probe_every is None:
-            yield Finding(
-                (*path, "gram"), f"{balancer.kind} weighs losses and asks for no Gramian", "leave out gram, or choose a gradient method"
-            )
+            yield Finding((*path, "gram"), f"{balancer.kind} asks for no Gramian", "leave out gram, or choose a gradient method")
         if looks and draft.sound(("phases", name, "tasks"), ("tasks",)):
             models = [task.model for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
             if len(models) < 2:
