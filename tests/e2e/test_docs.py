@@ -111,8 +111,9 @@ def terminal(folder: Path, script: str) -> str:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A clone in which the first example was run, and what that said."""
-    clone = tmp_path_factory.mktemp("clone")
+    """A clone in which the first example was run, put aside, and what that said."""
+    clone = tmp_path_factory.mktemp("pages") / "clone"
+    clone.mkdir()
     for name in CLONED:
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
@@ -122,12 +123,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     example.write_text(yaml.safe_dump(quick.to_json(), sort_keys=False))
     said = terminal(clone, FIRST)
     assert "published: " in said, said[-3000:]
-    return clone, said
+    return shutil.copytree(clone, clone.with_name("aside"), ignore=shutil.ignore_patterns("tmp")), said
 
 
 @pytest.fixture
-def clone(shared: tuple[Path, str], tmp_path: Path) -> Path:
-    return shutil.copytree(shared[0], tmp_path / "clone", ignore=shutil.ignore_patterns("tmp"))
+def clone(shared: tuple[Path, str]) -> Path:
+    """The clone as the first run left it, in the folder where that was: results name their place."""
+    folder = shared[0].with_name("clone")
+    shutil.rmtree(folder)
+    return shutil.copytree(shared[0], folder)
 
 
 # --- what is done with a block --------------------------------------------------------------------------------------
