@@ -48,7 +48,8 @@ def _train(root: str, request: dict[str, Any]) -> Result:
     ranks = cluster["nodes"] * (cluster["gpus_per_node"] or cluster["processes_per_node"])
     command = [sys.executable, "-m", "trainer.run", root, request["key"]]
     if ranks > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
+        # by its loopback address: in a container the machine's name need not resolve
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--no-python"]
         command = [sys.executable, *torchrun, *command]
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     try:
