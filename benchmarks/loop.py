@@ -52,7 +52,7 @@ MODELS: dict[str, Json] = {
         "train": {"optimizer": {"kind": "adamw", "lr": 3.0e-4}, "batch": 64},
     },
 }
-STEPS = {"digits, mlp": 1200, "28x28, conv": 80, "text, transformer": 12}
+STEPS = {"digits, mlp": 1200, "28x28, conv": 40, "text, transformer": 4}
 
 
 @dataclass

@@ -33,9 +33,11 @@ class CrossEntropy(Objective):
 
     def total(self, output_BK: Tensor, target: Tensor) -> Tensor:
         """Sum of the loss; float32 whatever the precision of the logits."""
-        from torch.nn.functional import cross_entropy
+        import torch
 
-        return cross_entropy(output_BK.float(), target, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
+        return torch.nn.functional.cross_entropy(
+            output_BK.float(), target, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing
+        )
 
     def predict(self, output_BK: Tensor) -> Tensor:
         """Probabilities `[B, K]`."""
