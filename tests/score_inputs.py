@@ -12,7 +12,6 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
-from trainer.catalog import CATALOG
 from trainer.joint import build
 from trainer.results import write_manifest
 from trainer.shards import ShardWriter, write_batch
@@ -24,10 +23,9 @@ CLASSES = ["ant", "bee", "cow"]
 def document(**changes: Any) -> JointSpec:
     """A resolved document of two tasks on one trunk: a class of three, and a number in large units."""
     # where the rows come from does not matter to those who read prepared folders
-    CATALOG["dataset"].setdefault("handmade", "trainer.parts:Dataset")
     text = {
         "name": "zoo",
-        "data": {"animals": {"kind": "handmade", "columns": {
+        "data": {"animals": {"kind": "score_inputs:raw_rows", "columns": {
             "x": {"kind": "vector", "size": 4}, "animal": {"kind": "category", "classes": CLASSES}, "weight": "number"}}},
         "models": {"trunk": {"kind": "mlp", "hidden": [16], "dropout": 0.2}},
         "tasks": {
