@@ -85,6 +85,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "rmse": "trainer.metrics.rmse:RootMeanSquaredError",
         "spearman": "trainer.metrics.spearman:Spearman",
     },
+    "sync": {
+        "ema": "trainer.syncs.ema:Ema",
+    },
     "store": {
         "file": "trainer.stores.file:FileStore",
         "s3": "trainer.stores.s3:S3Store",

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from trainer import overrides as changes
-from trainer import rules
+from trainer import rules, rules_joint
 from trainer.catalog import find
 from trainer.document import read
 from trainer.errors import Fault, SpecError, UserError
@@ -63,7 +63,7 @@ def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()
         # what could not be read is not missing: its mapping may look empty now
         findings = _merged(findings, (found for found in explain(error, raw) if not any(_leads(found.path, bad.path) for bad in unread)))
     findings, draft = _draft(raw, findings)
-    for rule in rules.RULES:
+    for rule in (*rules.RULES, *rules_joint.RULES):
         findings = _merged(findings, rule(draft))
     seen = _seen_by_datasets(draft, label, made) if sources else []
     ranked = [(_rank(raw, found.path), Fault(_place(label, made, found.path), found.finding, found.remedy)) for found in findings]
@@ -239,9 +239,12 @@ def _resolve(spec: JointSpec) -> JointSpec:
     """Every default that depends on other parts of the document, written out."""
     tasks = {}
     for name, task in spec.tasks.items():
-        kind = spec.data[task.data].columns[task.target].kind
-        objective = task.objective or find("objective", _OBJECTIVE[kind])()
-        metrics = task.metrics or [find("metric", metric)() for metric in _METRICS[kind]]
+        kind = spec.data[task.data].columns[task.target].kind if task.target is not None else None
+        objective = task.objective or find("objective", _OBJECTIVE[kind])()  # type: ignore[index]
+        metrics = task.metrics
+        if metrics is None:
+            judged = kind if objective.judges is None else objective.judges
+            metrics = [find("metric", metric)() for metric in objective.metrics or _METRICS.get(judged or "", ())]
         tasks[name] = task.model_copy(update={"objective": objective, "metrics": metrics})
     phases = {name: phase.model_copy(update={"tasks": spec.phase_tasks(name)}) for name, phase in spec.phases.items()}
     return spec.model_copy(update={"tasks": tasks, "phases": phases})

@@ -43,16 +43,16 @@ def compare(spec: JointSpec, scores: Sequence[Path], joint: Sequence[Json], inde
         CotrainError: if a task has no scores.
     """
     folders = {json.loads((folder / "scores.json").read_text())["task"]: folder for folder in scores}
-    missing = [task for task in spec.tasks if task not in folders]
+    missing = [task for task in spec.judged_tasks if task not in folders]
     if missing:
         raise CotrainError(f"no scores of {', '.join(missing)}: every task is judged, or none is")
     key = key_of(
-        "compare", spec.name, spec.compare.model_dump(mode="json"), [[task, read_manifest(folders[task])["key"]] for task in spec.tasks],
+        "compare", spec.name, spec.compare.model_dump(mode="json"), [[task, read_manifest(folders[task])["key"]] for task in spec.judged_tasks],
         [run["key"] for run in joint], {task: [run["key"] for run in runs] for task, runs in independent.items()},
     )  # fmt: skip
 
     def make(folder: Path) -> Json:
-        tasks = {task: judge(spec, task, folders[task]) for task in spec.tasks}
+        tasks = {task: judge(spec, task, folders[task]) for task in spec.judged_tasks}
         found = [entry["vs_independent"]["verdict"] for entry in tasks.values() if entry["vs_independent"]]
         versions = {entry.pop("champion_version") for entry in tasks.values()} - {None}
         checks = gate(spec, tasks)

@@ -58,6 +58,15 @@ class Engine(Protocol):
     def restore_master(self, params: dict[str, Tensor]) -> None:
         """Set the float32 master copies: in low precision the module's own values are rounded. Collective."""
 
+    def pieces(self) -> dict[str, Tensor]:
+        """This rank's piece of each trainable parameter as it is now: whole, or a flat slice of it. To be read only."""
+
+    def join(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors cut like `pieces`, whole, float32, on the CPU. Collective."""
+
+    def cut(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's pieces of whole tensors, by parameter name: undoes `join`."""
+
     def close(self) -> None:
         """Free what the engine holds."""
 
@@ -155,6 +164,15 @@ class _TorchEngine:
 
     def restore_master(self, params: dict[str, Tensor]) -> None:
         pass  # the module's own values are the master copies
+
+    def pieces(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._named.items()}
+
+    def join(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: piece.float().cpu().clone() for name, piece in pieces.items()}
+
+    def cut(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self._named[name].device) for name, value in whole.items()}
 
     def close(self) -> None:
         pass
@@ -275,6 +293,31 @@ class _DeepSpeedEngine:
 
     def _flats(self) -> list[Tensor]:
         return self._optimizer.fp32_partitioned_groups_flat if self._stage == 3 else self._optimizer.single_partition_of_fp32_groups
+
+    def pieces(self) -> dict[str, Tensor]:
+        return {name: (p.ds_tensor if self._stage == 3 else p).detach() for name, p in self._named.items()}  # type: ignore[attr-defined]
+
+    def join(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._stage < 3:
+            return {name: piece.float().cpu().clone() for name, piece in pieces.items()}
+        whole = {}
+        for name, piece in pieces.items():
+            parts = [torch.empty_like(piece) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, piece.contiguous())
+            shape = self._shapes[name]
+            whole[name] = torch.cat(parts)[: shape.numel()].view(shape).float().cpu()
+        return whole
+
+    def cut(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._stage < 3:
+            return {name: value.to(self._named[name].device) for name, value in whole.items()}
+        cut = {}
+        for name, value in whole.items():
+            piece = self._named[name].ds_tensor  # type: ignore[attr-defined]
+            cut[name] = torch.zeros(piece.numel(), device=piece.device)
+            mine = value.flatten()[piece.numel() * dist.get_rank() :][: piece.numel()]
+            cut[name][: len(mine)] = mine.to(piece.device)
+        return cut
 
     def close(self) -> None:
         self._engine.destroy()

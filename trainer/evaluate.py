@@ -104,14 +104,21 @@ def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
 
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all().combine_chunks()
-        target = table["target"].to_numpy()
-        score = table["score"].combine_chunks()
-        if pa.types.is_fixed_size_list(score.type):
-            found = score.flatten().to_numpy(zero_copy_only=False).reshape(len(target), score.type.list_size)
-        else:
-            found = score.to_numpy(zero_copy_only=False)
-        integer = pa.types.is_integer(table.schema.field("target").type)
-        return torch.tensor(found), torch.tensor(target, dtype=torch.int64 if integer else torch.float32)
+        return _tensor(table["score"], table.schema.metadata), _tensor(table["target"], table.schema.metadata)
+
+
+def _tensor(column: pa.ChunkedArray, metadata: Mapping[bytes, bytes] | None) -> Tensor:
+    """A column of a predictions file, `[N]` or in its own shape."""
+    import torch
+
+    array = column.combine_chunks()
+    if not pa.types.is_fixed_size_list(array.type):
+        found = array.to_numpy(zero_copy_only=False)
+        return torch.tensor(found, dtype=torch.int64 if pa.types.is_integer(array.type) else torch.float32)
+    whole = pa.types.is_integer(array.type.value_type)
+    shape = json.loads((metadata or {}).get(b"target_shape" if whole else b"score_shape", b"null")) or [array.type.list_size]
+    flat = torch.tensor(array.flatten().to_numpy(zero_copy_only=False), dtype=torch.int64 if whole else torch.float32)
+    return flat.view(len(array), *shape)
 
 
 def why_undefined(score: Tensor, target: Tensor) -> str:
@@ -139,16 +146,25 @@ def _score(
     """Fill a folder with the predictions and scores of every model."""
     import torch
 
+    from trainer.joint import known
     from trainer.shards import Split
 
     manifest, fitted = read_manifest(data), json.loads((data / "fitted.json").read_text())
-    name = spec.tasks[task].target
-    column, target_fitted = spec.data[spec.tasks[task].data].columns[name], fitted[name]
-    split = Split(data, manifest, "test")
-    target = column.tensor(split.gather(name, np.arange(len(split))), target_fitted)
-    there = (target >= 0) if column.kind == "category" else target.isfinite()
-    labels = [_written(label) for label in target_fitted["classes"]] if column.kind == "category" else []
-    if column.kind == "number":
+    split, kind = Split(data, manifest, "test"), spec.judged_as(task)
+    everything = np.arange(len(split))
+    labels: list[str] = []
+    if kind in ("category", "number"):
+        name = spec.tasks[task].target
+        assert name is not None  # of a checked document
+        column, target_fitted = spec.data[spec.tasks[task].data].columns[name], fitted[name]
+        target = column.tensor(split.gather(name, everything), target_fitted)
+        if kind == "category":
+            labels = [_written(label) for label in target_fitted["classes"]]
+    else:  # what is right is for the objective to say
+        _, run, place = trained[0]
+        _, target = judged(task, place, run, split, everything)
+    there = known(target)
+    if kind == "number":
         target = _in_source_units(target, column, target_fitted)
 
     models = []
@@ -167,14 +183,14 @@ def _score(
     for (about, score), values in zip(models, spread, strict=True):
         role, seed = about.pop("role"), about["seed"]
         file = f"predictions-{role}-{seed or 0}.arrow"
-        _write_predictions(folder / file, score, target, labels)
+        _write_predictions(folder / file, score, target)
         judged = {}
         for metric, part in metrics.items():
             low, high = interval(values[metric], spec.compare.confidence)
             judged[metric] = {"value": finite(part.compute(score, target, len(labels))), "low": finite(low), "high": finite(high)}
-        entries[role].append({**about, "confusion": _confusion(score, target, len(labels)), "metrics": judged, "predictions": file})
+        entries[role].append({**about, "confusion": _confusion(score, target, len(labels)) if labels else None, "metrics": judged, "predictions": file})
     scores = {
-        "task": task, "target": column.kind, "classes": labels, "rows": len(target), "rows_without_target": len(split) - len(target),
+        "task": task, "target": kind, "classes": labels, "rows": len(target), "rows_without_target": len(split) - len(target),
         "primary": next(iter(metrics)), "higher_is_better": {metric: part.higher_is_better for metric, part in metrics.items()},
         "champion_version": champion[0] if champion else None, "champion_status": status, "champion_note": note, "models": entries,
     }  # fmt: skip
@@ -182,11 +198,23 @@ def _score(
 
 
 def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> Tensor:
-    """Scores of a trained model on rows of a split: probabilities `[N, K]`, or values `[N]` in the units of the source, float32."""
+    """Scores of a trained model on rows of a split, float32: probabilities `[N, K]`, values `[N]` in the units of the source, or
+    `[N, ...]` whatever its objective predicts.
+    """
+    document = JointSpec.model_validate(run["spec"])
+    score, _ = judged(task, folder, run, split, rows)
+    if document.judged_as(task) != "number":
+        return score
+    said = document.tasks[task]
+    return _in_source_units(score, document.data[said.data].columns[said.target], run["fitted"][said.data][said.target])  # type: ignore[index]
+
+
+def judged(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Predictions of a trained model on rows of a split, and what they are judged against, as its objective gives them."""
     import torch
     from safetensors.torch import load_file
 
-    from trainer.joint import build
+    from trainer.joint import blank, build
 
     document = JointSpec.model_validate(run["spec"])
     said = document.tasks[task]
@@ -195,17 +223,17 @@ def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: n
     module = build(document, run["fitted"], run["tasks"])
     module.load_state_dict(load_file(folder / "model.safetensors"))
     module.to(device).eval()
-    objective = module.tasks[task].objective
-    assert objective is not None  # the document of a run is resolved
+    needed = [name for part in document.columns(task) for name in part]
     blocks = []
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
-            inputs = {name: columns[name].tensor(split.gather(name, some), fitted[name]).to(device) for name in said.inputs}
-            blocks.append(objective.predict(module.outputs([task], inputs)[task]).float().cpu())
-    if columns[said.target].kind == "category":
-        return torch.cat([torch.empty(0, len(fitted[said.target]["classes"])), *blocks])
-    return _in_source_units(torch.cat([torch.empty(0), *blocks]), columns[said.target], fitted[said.target])
+            there = {name: columns[name].tensor(split.gather(name, some), fitted[name]).to(device) for name in needed}
+            blocks.append([x.cpu() for x in module.judged(task, there)])
+        if not blocks:  # of no rows there is nothing but a shape, which a blank row has too
+            blocks.append([x.cpu()[:0] for x in module.judged(task, {name: blank(fitted[name], device) for name in needed})])
+    score, truth = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return score.float(), truth
 
 
 def _in_source_units(values: Tensor, column: Any, fitted: Mapping[str, Any]) -> Tensor:
@@ -222,9 +250,9 @@ def _champion_scores(
     if task not in model.tasks:
         return None, "unknown_task", f"the champion does not know the task '{task}', only {', '.join(model.tasks)}"
     ours, theirs = spec.tasks[task], model.spec.tasks[task]
-    kind, other = (document.data[said.data].columns[said.target].kind for document, said in ((spec, ours), (model.spec, theirs)))
+    kind, other = spec.judged_as(task), model.spec.judged_as(task)
     if (ours.target, kind) != (theirs.target, other):
-        return None, "unfit", f"the champion's task '{task}' predicts the {other} '{theirs.target}', not the {kind} '{ours.target}'"
+        return None, "unfit", f"the champion's task '{task}' predicts the {_thing(other, theirs.target)}, not the {_thing(kind, ours.target)}"
     try:
         found = np.asarray(model.scores(task, _raw_rows(data, manifest)), dtype=np.float32)
     except UserError as error:
@@ -232,9 +260,9 @@ def _champion_scores(
     if len(found) != manifest["rows"]["test"]:
         raise CotrainError(f"{task}: the champion gave {len(found)} predictions for {manifest['rows']['test']} test rows")
     if kind == "category":
-        known = {_written(label): k for k, label in enumerate(model.fitted[theirs.data][theirs.target]["classes"])}
+        places = {_written(label): k for k, label in enumerate(model.fitted[theirs.data][theirs.target]["classes"])}  # type: ignore[index]
         # a class that the champion never saw gets no probability from it
-        found = np.stack([found[:, known[label]] if label in known else np.zeros(len(found), np.float32) for label in labels], 1)
+        found = np.stack([found[:, places[label]] if label in places else np.zeros(len(found), np.float32) for label in labels], 1)
     before, now = model.spec.data[theirs.data], spec.data[ours.data]
     if (before.split, before.key) != (now.split, now.key):
         return found, "scored", "the champion was trained with another split: it may have learnt from these test rows"
@@ -249,14 +277,21 @@ def _raw_rows(data: Path, manifest: Mapping[str, Any]) -> Iterator[pa.RecordBatc
         yield from (shard.slice(start, BATCH) for start in range(0, len(shard), BATCH))
 
 
-def _write_predictions(path: Path, score: Tensor, target: Tensor, labels: Sequence[str]) -> None:
-    values = pa.array(score.numpy().ravel(), pa.float32())
-    table = pa.table({
-        "target": pa.array(target.numpy(), pa.int32() if labels else pa.float32()),
-        "score": pa.FixedSizeListArray.from_arrays(values, len(labels)) if labels else values,
-    })  # fmt: skip
+def _thing(kind: str, target: str | None) -> str:
+    return f"{kind} '{target}'" if target is not None else kind
+
+
+def _write_predictions(path: Path, score: Tensor, target: Tensor) -> None:
+    shapes = {f"{name}_shape": json.dumps(list(x.shape[1:])) for name, x in (("score", score), ("target", target)) if x.dim() > 2}
+    whole = pa.float32() if target.is_floating_point() else pa.int32()
+    table = pa.table({"target": _rows(target, whole), "score": _rows(score, pa.float32())}, metadata=shapes or None)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+
+
+def _rows(x: Tensor, kind: pa.DataType) -> pa.Array:
+    flat = pa.array(x.numpy().ravel(), kind)
+    return flat if x.dim() == 1 else pa.FixedSizeListArray.from_arrays(flat, math.prod(x.shape[1:]))
 
 
 def _confusion(score: Tensor, target: Tensor, classes: int) -> list[list[int]] | None:

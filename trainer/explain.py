@@ -25,6 +25,7 @@ FAMILIES: dict[type[BaseModel], str] = {
     parts.Balancer: "balancer",
     parts.Mixer: "mixer",
     parts.Metric: "metric",
+    parts.Sync: "sync",
 }
 
 _WORDS = {

@@ -58,6 +58,7 @@ def plan_scores(prepared: Sequence[Json], joint: Sequence[Json], independent: Se
             "independent": [run["key"] for run in by_seed if run.get("task") == name],
         }
         for name, task in spec.tasks.items()
+        if task.judged
     ]
 
 
@@ -175,7 +176,7 @@ def _run(root: str, key: str, spec: JointSpec) -> Json:
     result = _result(root, "train", key)
     trained = result.json("result.json")
     history = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
-    same = {task for task in trained["tasks"] if _primary(trained["spec"], task) == _primary(spec.to_json(), task)}
+    same = {task for task in trained["tasks"] if spec.tasks[task].judged and _primary(trained["spec"], task) == _primary(spec.to_json(), task)}
     for record in history:
         if "metric" in record:
             record["metric"] = {task: value for task, value in record["metric"].items() if task in same}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -164,15 +164,82 @@ class Model(Part):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Site:
+    """What a task's head is built on."""
+
+    task: str
+    model: str | None
+    inputs: Sequence[str]
+    target: str | None
+    columns: Mapping[str, Mapping[str, Any]]
+    """Fitted columns of the task's dataset."""
+    widths: Mapping[str, int]
+    """`out_features` of the models that the task uses."""
+
+
+class View(Protocol):
+    """What a wide objective reads of one micro-batch. Nothing is computed twice in a step, whoever asks."""
+
+    task: str
+    training: bool
+    """Whether this is a training step; else a validation, an evaluation or a prediction."""
+
+    @property
+    def columns(self) -> Mapping[str, Tensor]:
+        """Tensors `[B, ...]` of the columns at hand; in a prediction the target is not among them."""
+
+    def z(self, model: str, columns: Sequence[str], tokens: bool = False) -> Tensor:
+        """What a model makes of columns: `[B, D]`, or `[B, L, D]` with `tokens`. Has a graph: detach it where nothing is to flow back."""
+
+    def output(self, task: str) -> Tensor:
+        """What the head of a plain task gives on the rows of this micro-batch. Has a graph."""
+
+    def head(self, task: str | None = None) -> nn.Module:
+        """The module that the objective of a task made (default: of this one)."""
+
+    def model(self, name: str) -> nn.Module:
+        """A model of the document. Never the engine around it: gradients through engine outputs are wrong under ZeRO-3."""
+
+    def objective(self, task: str) -> Objective:
+        """The objective of a task that this one reads."""
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """`rows` `[B, ...]` of all ranks, in rank order, with gradients; and where this rank's begin. B may differ between ranks. Collective."""
+
+
 class Objective(Part):
-    """What a task minimises, as a sum over the rows that count and the number of them."""
+    """What a task minimises, as a sum over the rows that count and the number of them.
+
+    A plain objective judges what one head makes of one representation: `outputs` (or a `head` of its own), `count`, `total`,
+    `predict`. A `wide` one reads what it likes of the step through a View: `models`, `reads`, `rows`, `loss`, `scores`.
+    """
 
     targets: ClassVar[frozenset[str]] = frozenset()
     """Kinds of target column this objective can be used with."""
+    wide: ClassVar[bool] = False
+    """Whether it reads more than the output of the task's head and the target."""
+    takes_target: ClassVar[bool | None] = True
+    """Whether a task with it names a target column; None: it may."""
+    judges: ClassVar[str | None] = None
+    """What its predictions are, for metrics to be chosen by: None: the kind of the target column; '': nothing that is judged."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics of a task that names none. Default: those of the kind of the target."""
+    double_backward: ClassVar[bool] = False
+    """Whether it differentiates a gradient, which ZeRO stage 3 can't do."""
+
+    # --- plain ---------------------------------------------------------------------------------------------------
 
     def outputs(self, target: Mapping[str, Any]) -> int:
         """K, the width of the head for a fitted target column."""
         raise NotImplementedError
+
+    def head(self, site: Site) -> nn.Module | None:
+        """A head of its own, called with the representation that the task's model makes; None: linear layers to `outputs`.
+
+        Wide objectives keep what they learn here, and call it themselves.
+        """
+        return None
 
     def count(self, target: Tensor) -> Tensor:
         """How many rows of `target` `[B]` count: a float32 scalar. Rows whose target is missing don't."""
@@ -185,6 +252,76 @@ class Objective(Part):
     def predict(self, output_BK: Tensor) -> Tensor:
         """Scores for metrics: probabilities `[B, K]` for classes, values `[B]` for numbers."""
         raise NotImplementedError
+
+    # --- wide ----------------------------------------------------------------------------------------------------
+
+    def models(self) -> dict[str, list[str]]:
+        """Models of the document that it calls itself, each with the columns it gives it."""
+        return {}
+
+    def reads(self) -> list[str]:
+        """Plain tasks whose outputs it reads, in training, evaluation and prediction."""
+        return []
+
+    def teaches(self) -> list[str]:
+        """Those of `reads` whose models and heads learn from it."""
+        return []
+
+    def also(self) -> list[str]:
+        """Columns of the task's dataset that it reads besides those of `models`, the task's input and its target."""
+        return []
+
+    def trains(self) -> list[str]:
+        """Those of `models` that learn from it where a phase doesn't say."""
+        return list(self.models())
+
+    def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
+        """How many rows count: a float32 scalar, known before any forward pass."""
+        raise NotImplementedError
+
+    def loss(self, view: View) -> Tensor:
+        """The loss summed over this rank's rows that count: a scalar, float32."""
+        raise NotImplementedError
+
+    def scores(self, view: View) -> tuple[Tensor, Tensor | None]:
+        """Predictions `[B, ...]`, and the truth they are judged against `[B, ...]`; None: the target column.
+
+        Rows whose truth is missing (-1, NaN) are not judged.
+        """
+        raise NotImplementedError
+
+    def say(self, scores: np.ndarray, columns: Mapping[str, Mapping[str, Any]], target: str | None) -> list[Any]:
+        """Predictions `[B, ...]` as plain values, a row each, where they are neither a category nor a number.
+
+        `columns` are the fitted columns of the task's dataset.
+        """
+        return scores.tolist()
+
+    def alone(self) -> Objective:
+        """What the task minimises in independent training."""
+        return self
+
+
+class Sync(Part):
+    """What is kept of parameters beside the optimiser, after each step of a phase. State in, state out.
+
+    It sees this rank's piece of each parameter, whole or a flat slice of it (ZeRO-3), so it must work number by number. Tensors of its
+    state are pieces by parameter name; checkpoints hold them whole, and a run resumed on other ranks cuts them anew.
+    """
+
+    of: str = Field(description="Model whose parameters are followed, with the heads that the phase trains on it.")
+
+    def init(self, pieces: Mapping[str, Tensor]) -> State:
+        """The state before the first step: pieces by parameter name, and plain values under other names."""
+        raise NotImplementedError
+
+    def follow(self, pieces: Mapping[str, Tensor], state: State) -> State:
+        """The state after a step that left the parameters at `pieces` (read only)."""
+        raise NotImplementedError
+
+    def published(self, whole: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Parameters that take the place of the raw ones in the result, from the state with whole tensors; {}: none do."""
+        return {}
 
 
 class Optimizer(Part):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.spec import JointSpec, Task, Train, digest
+from trainer.spec import JointSpec, Train, digest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def plan_phase(spec: JointSpec, phase: str, rows: Mapping[str, int], seed: int) 
     tasks = spec.phase_tasks(phase)
     data = [spec.tasks[task].data for task in tasks]
     rows_T = np.array([rows[name] for name in data], dtype=np.int64)
-    steps = part.steps or part.mixer.steps(rows_T, data, part.epochs or 1.0, spec.train.batch)
+    steps = spec.rounds * (part.steps or part.mixer.steps(rows_T, data, part.epochs or 1.0, spec.train.batch))
     key = int(digest("mixer", seed, phase)[:15], 16)
     return PhasePlan(phase, tuple(tasks), tuple(data), steps, part.mixer.schedule(rows_T, data, steps, key))
 
@@ -71,26 +71,37 @@ def task_steps(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) -
 
 
 def independent(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) -> JointSpec:
-    """The document that trains `task` alone: same model, same data, as many steps as the joint run gives it."""
-    chosen: Task = spec.tasks[task]
+    """The document that trains `task` alone: same models, same data, as many steps as the joint run gives it.
+
+    A task that reads others, as an ensemble does, brings them along: they are trained as they would be without it.
+    """
+    chosen = spec.reads(task)
+    models = spec.models_of(task)
+    document = spec.to_json()
+    tasks = {}
+    for name in chosen:
+        objective = spec.tasks[name].objective
+        tasks[name] = document["tasks"][name] | ({"objective": objective.alone().model_dump(mode="json")} if objective else {})
+    data = {spec.tasks[name].data for name in chosen}
     phases = {
         name: spec.phases[name].model_dump(mode="json")
         | {
-            "tasks": [task],
+            "tasks": chosen,
             "epochs": None,
             "steps": max(1, steps),
             "mixer": {"kind": "all"},
             "balancer": {"kind": "equal"},
-            "train": [chosen.model],
+            "train": list(models),
+            "syncs": [sync for sync in document["phases"][name]["syncs"] if sync["of"] in models],
         }
         for name, steps in task_steps(spec, task, rows, seed).items()
     }
-    document = spec.to_json()
     document |= {
-        "data": {chosen.data: document["data"][chosen.data]},
-        "models": {chosen.model: document["models"][chosen.model]},
-        "tasks": {task: document["tasks"][task]},
+        "data": {name: dataset for name, dataset in document["data"].items() if name in data},
+        "models": {name: model for name, model in document["models"].items() if name in models},
+        "tasks": tasks,
         "phases": phases,
+        "rounds": 1,
         "compare": {"independent": False},
         "observe": {},
     }
@@ -105,7 +116,9 @@ def train_relevant(spec: JointSpec) -> dict[str, Any]:
         "models": document["models"],
         # as lists, for their order matters and that of a mapping's keys is not part of a digest
         "tasks": [(name, {part: value for part, value in task.items() if part != "metrics"}) for name, task in document["tasks"].items()],
+        "judged": [name for name, task in spec.tasks.items() if task.judged],
         "phases": list(document["phases"].items()),
+        "rounds": spec.rounds,
         "train": train,
         "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node],
     }

@@ -146,7 +146,7 @@ class Predictor:
             DataError: for an unknown task, or with every fault of the first batch that has any.
         """
         data = self.spec.tasks[self._known([task])[0]].data
-        found, start = [np.zeros((0, len(self.classes(task))) if self.classes(task) else 0, np.float32)], 0
+        found, start = [], 0
         for batch in batches:
             for at in range(0, len(batch), BATCH):
                 faults: list[Fault] = []
@@ -155,12 +155,14 @@ class Predictor:
                     raise DataError(_first(faults))
                 found.append(self._scores(data, [task], arrays)[task])
             start += len(batch)
-        return np.concatenate(found)
+        return np.concatenate(found) if found else np.zeros((0, len(self.classes(task))) if self.classes(task) else 0, np.float32)
 
     def classes(self, task: str) -> list[Any]:
         """The classes of a task in the order of its probabilities; empty for a number."""
         said = self.spec.tasks[task]
-        return list(self.fitted[said.data][said.target].get("classes", []))
+        if self.spec.judged_as(task) != "category":
+            return []
+        return list(self.fitted[said.data][said.target]["classes"])  # type: ignore[index]
 
     def columns(self, tasks: Sequence[str] | None = None) -> list[str]:
         """The source columns that rows need for these tasks (default: all)."""
@@ -195,7 +197,7 @@ class Predictor:
 
     def _sources(self, data: str, tasks: Sequence[str]) -> dict[str, str]:
         """Source column of each input column of some tasks."""
-        names = dict.fromkeys(name for task in tasks for name in self.spec.tasks[task].inputs)
+        names = dict.fromkeys(name for task in tasks for name in self.spec.columns(task)[0])
         return {name: self.spec.data[data].columns[name].source or name for name in names}
 
     def _from_rows(
@@ -237,15 +239,18 @@ class Predictor:
         with torch.inference_mode():
             for task, output_BK in self.module.outputs(tasks, inputs).items():
                 objective, target = self.module.tasks[task].objective, self.spec.tasks[task].target
-                score = objective.predict(output_BK).float().cpu().numpy()  # type: ignore[union-attr]  # a trained document is resolved
-                if not self.classes(task):
+                score = (output_BK if objective.wide else objective.predict(output_BK)).float().cpu().numpy()  # type: ignore[union-attr]  # a trained document is resolved
+                if self.spec.judged_as(task) == "number":
                     score = np.array(columns[target].decode(score, fitted[target]), np.float32)  # None becomes NaN
                 found[task] = score
         return found
 
     def _read(self, task: str, scores: np.ndarray) -> Iterator[dict[str, Any]]:
         classes = self.classes(task)
-        said = self.spec.tasks[task]
+        said, kind = self.spec.tasks[task], self.spec.judged_as(task)
+        if kind not in ("category", "number"):
+            yield from ({"value": value} for value in said.objective.say(scores, self.fitted[said.data], said.target))  # type: ignore[union-attr]
+            return
         if not classes:
             yield from ({"value": _finite(value)} for value in scores.tolist())
             return

@@ -20,7 +20,7 @@ from typing import Any
 from trainer.errors import CotrainError, GateFailed, StoreError
 from trainer.parts import Store
 from trainer.results import MANIFEST, read_manifest, verify, write_manifest
-from trainer.spec import digest
+from trainer.spec import JointSpec, digest
 from trainer.stores import open_store
 
 Json = Mapping[str, Any]
@@ -98,7 +98,7 @@ def card(run: Json, verdict: Json, version: str) -> str:
     spec, results, tasks = run["spec"], [], []
     for task in run["tasks"]:
         said, found = spec["tasks"][task], verdict["tasks"][task]
-        inputs = _inputs(said)
+        inputs = _inputs(run, task)
         fitted = run["fitted"][said["data"]]
         values = {found["metric"]: found["joint"]["value"], **{metric: entry["joint"] for metric, entry in found["metrics"].items()}}
         for metric, value in values.items():
@@ -189,6 +189,10 @@ def _task_type(inputs: set[str], target: str) -> str:
     """The identifier that the Hugging Face hub has for tasks like this."""
     if target == "number":
         return "tabular-regression"
+    if target != "category":
+        return {"pairs": "feature-extraction", "tokens": "image-to-text", "boxes": "object-detection", "images": "unconditional-image-generation"}.get(
+            target, "other"
+        )
     return "image-classification" if inputs == {"image"} else "text-classification" if inputs == {"text"} else "tabular-classification"
 
 
@@ -199,12 +203,13 @@ def _estimate(found: Json | None) -> str:
     return f"{found['value']:.4g}{bounds}"
 
 
-def _inputs(task: Json) -> list[str]:
-    return [task["input"]] if isinstance(task["input"], str) else list(task["input"])
+def _inputs(run: Json, task: str) -> list[str]:
+    """Columns that a task needs to predict."""
+    return JointSpec.model_validate(run["spec"]).columns(task)[0]
 
 
 def _columns(run: Json) -> list[str]:
     """Source columns that the tasks read."""
-    tasks = [run["spec"]["tasks"][task] for task in run["tasks"]]
-    named = [(run["spec"]["data"][task["data"]]["columns"][name], name) for task in tasks for name in _inputs(task)]
+    data = {task: run["spec"]["data"][run["spec"]["tasks"][task]["data"]]["columns"] for task in run["tasks"]}
+    named = [(data[task][name], name) for task in run["tasks"] for name in _inputs(run, task)]
     return list(dict.fromkeys(column.get("source") or name for column, name in named))

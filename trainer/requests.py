@@ -32,7 +32,7 @@ def independent_requests(spec: JointSpec, data: Prepared) -> list[Json]:
     seeds = [spec.seed + n for n in range(spec.seeds)]
     return [
         _request(spec if len(spec.tasks) == 1 else independent(spec, task, rows, seed), data, "independent", task, seed)
-        for task in spec.tasks
+        for task in spec.judged_tasks
         for seed in seeds
     ]
 

@@ -69,6 +69,13 @@ class Draft:
         path: Path = ("tasks", task, "input")
         return (*path, position) if isinstance(self.raw["tasks"][task].get("input"), list) else path
 
+    def models_of(self, task: Task) -> set[str]:
+        """Models that a task uses, also through tasks it reads."""
+        objective = task.objective
+        read = [self.tasks.get(other) for other in (objective.reads() if objective else ())]
+        own = {task.model, *(other.model for other in read if other is not None)} - {None}
+        return own | set(objective.models() if objective else ())  # type: ignore[return-value]
+
     def phase_tasks(self, phase: Phase) -> list[str]:
         """Task names of a phase; all where it names none."""
         return list(self.tasks) if phase.tasks is None else phase.tasks
@@ -116,8 +123,8 @@ def inputs_fit_models(draft: Draft) -> Iterator[Finding]:
     """Models get as many columns, of the kinds, as they take; the same from every task."""
     first: dict[str, tuple[str, list[str]]] = {}
     for name, task in draft.readable():
-        model = draft.models.get(task.model)
-        if model is None or task.input is None or task.target in task.inputs or len(set(task.inputs)) < len(task.inputs):
+        model = draft.models.get(task.model) if task.model is not None else None
+        if model is None or task.model is None or task.input is None or task.target in task.inputs or len(set(task.inputs)) < len(task.inputs):
             continue
         called = f"model '{task.model}' ({model.kind})"
         most = model.most_inputs
@@ -133,7 +140,7 @@ def inputs_fit_models(draft: Draft) -> Iterator[Finding]:
             kinds.append(column.kind)
             if model.takes is not None and column.kind not in model.takes:
                 finding = f"{called} can't take column {shown(column_name)} of kind {column.kind}"
-                yield Finding(draft.input_path(name, i), finding, f"name a column of kind {_either(model.takes)}")
+                yield Finding(draft.input_path(name, i), finding, f"name a column of kind {either(model.takes)}")
         sound = draft.sound(("tasks", name, "input")) and len(kinds) == len(task.inputs)
         if sound and all(model.takes is None or kind in model.takes for kind in kinds):
             other, wanted = first.setdefault(task.model, (name, kinds))
@@ -144,24 +151,32 @@ def inputs_fit_models(draft: Draft) -> Iterator[Finding]:
 
 def targets_fit(draft: Draft) -> Iterator[Finding]:
     """Targets can be predicted, and objective and metrics are made for their kind."""
-    predicted = frozenset().union(*(find("objective", kind).targets for kind in CATALOG["objective"]))
+    plain = [found for kind in CATALOG["objective"] if not (found := find("objective", kind)).wide]
     for name, task in draft.readable():
-        column = draft.column(task, task.target) if task.data is not None and task.target is not None else None
-        if column is None:
-            continue
         path: Path = ("tasks", name)
-        if column.kind not in predicted:
-            finding = f"column {shown(task.target)} is of kind {column.kind}, which is not predicted"
-            yield Finding((*path, "target"), finding, f"name a column of kind {_either(predicted)}")
-            continue
-        what = f"is not made for {shown(task.target)}, a {column.kind}"
-        if task.objective is not None and column.kind not in task.objective.targets:
-            finding = f"objective '{task.objective.kind}' {what}"
-            yield Finding((*path, "objective"), finding, f"write {_either(_made_for('objective', column.kind))}")
+        objective = task.objective
+        column = draft.column(task, task.target) if task.data is not None and task.target is not None else None
+        wide = objective is not None and objective.wide
+        if column is not None and (not wide or objective.takes_target is not False):  # type: ignore[union-attr]
+            predicted = objective.targets if wide else frozenset().union(*(made.targets for made in plain))  # type: ignore[union-attr]
+            default = ("category", "number") if objective is None and draft.sound((*path, "objective")) else None
+            if column.kind not in predicted or (default and column.kind not in default):
+                finding = f"column {shown(task.target)} is of kind {column.kind}, which is not predicted"
+                yield Finding((*path, "target"), finding, f"name a column of kind {either(default or predicted)}")
+                continue
+            if objective is not None and column.kind not in objective.targets:
+                finding = f"objective '{objective.kind}' is not made for {shown(task.target)}, a {column.kind}"
+                yield Finding((*path, "objective"), finding, f"write {either(_made_for('objective', column.kind))}")
+        kind = objective.judges if objective is not None and objective.judges is not None else column.kind if column is not None else None
+        of = f"{shown(task.target)}, a {kind}" if task.target is not None else f"predictions of kind {kind}"
         for i, metric in enumerate(task.metrics or []):
-            if column.kind not in metric.targets:
-                finding = f"metric '{metric.kind}' {what}"
-                yield Finding((*path, "metrics", i), finding, f"write {_either(_made_for('metric', column.kind))}")
+            if kind == "":
+                finding = f"objective '{objective.kind}' predicts nothing that metric '{metric.kind}' could judge"  # type: ignore[union-attr]
+                yield Finding((*path, "metrics", i), finding, "remove metrics")
+            elif kind is not None and kind not in metric.targets:
+                yield Finding(
+                    (*path, "metrics", i), f"metric '{metric.kind}' is not made for {of}", f"write {either(_made_for('metric', kind))}"
+                )
 
 
 def metrics_differ(draft: Draft) -> Iterator[Finding]:
@@ -196,8 +211,8 @@ def phases_fit(draft: Draft) -> Iterator[Finding]:
 def _trained(draft: Draft, name: str, phase: Phase) -> Iterator[Finding]:
     path: Path = ("phases", name, "train")
     tasks = [draft.tasks.get(task) for task in draft.phase_tasks(phase)]
-    known = draft.sound(("phases", name, "tasks")) and all(task is not None and task.model in draft.models for task in tasks)
-    used = {task.model for task in tasks if task is not None}
+    used = {model for task in tasks if task is not None for model in draft.models_of(task)}
+    known = draft.sound(("phases", name, "tasks")) and all(task is not None for task in tasks) and used <= draft.models.keys() and bool(used)
     for i, model in enumerate(phase.train or []):
         if model not in draft.models and draft.listed("models"):
             yield Finding((*path, i), f"no model is called {shown(model)}", one_of(model, draft.models))
@@ -234,7 +249,10 @@ def gradients_meet(draft: Draft) -> Iterator[Finding]:
         if balancer.gram is not None and not balancer.needs_gram and balancer.probe_every is None:
             yield Finding((*path, "gram"), f"{balancer.kind} asks for no Gramian", "leave out gram, or choose a gradient method")
         if looks and draft.sound(("phases", name, "tasks"), ("tasks",)):
-            models = [task.model for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
+            tasks = [draft.tasks.get(t) for t in draft.phase_tasks(phase)]
+            if any(task is not None and task.objective is not None and task.objective.wide for task in tasks):
+                continue  # trainer.rules_joint says what is wrong with that
+            models = [task.model for task in tasks if task is not None]
             if len(models) < 2:
                 yield Finding(path, f"{balancer.kind} weighs the gradients of several tasks, and the phase has one", "write equal")
             elif len(set(models)) == len(models):
@@ -250,7 +268,8 @@ def gradients_meet(draft: Draft) -> Iterator[Finding]:
 def all_is_used(draft: Draft) -> Iterator[Finding]:
     """Nothing is declared that no task or phase uses. Silent while a broken name may be what uses it."""
     tasks = list(draft.tasks.values())
-    for section, used in (("data", {task.data for task in tasks if task}), ("models", {task.model for task in tasks if task})):
+    models = {model for task in tasks if task for model in draft.models_of(task)}
+    for section, used in (("data", {task.data for task in tasks if task}), ("models", models)):
         declared: Mapping[str, Any] = getattr(draft, section)
         if draft.complete("tasks") and used <= declared.keys():
             what = {"data": "dataset", "models": "model"}[section]
@@ -354,7 +373,8 @@ def _made_for(family: str, kind: str) -> list[str]:
     return [name for name in CATALOG[family] if name != "python" and kind in find(family, name).targets]
 
 
-def _either(names: Any) -> str:
+def either(names: Any) -> str:
+    """'a, b or c'."""
     *most, last = sorted(names)
     return f"{', '.join(most)} or {last}" if most else last
 

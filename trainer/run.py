@@ -15,6 +15,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,16 @@ from trainer.checkpoint import Checkpoints, Saved
 from trainer.engine import Engine, open_engine
 from trainer.errors import CotrainError, DataError, LaunchError, Stopped, UserError, one_of
 from trainer.feed import Feed, row_bytes
-from trainer.joint import Batches, Joint, build, seed_of
+from trainer.joint import Batches, Joint, blank, build, counted, known, seed_of
 from trainer.metrics_server import Metrics
 from trainer.observe import emit, leave_word
 from trainer.order import Order, share
-from trainer.parts import Balancer, Gram
+from trainer.parts import Balancer, Gram, Optimizer, Sync
 from trainer.plan import PhasePlan, learning_rate, plan_phase
 from trainer.requests import read_request
 from trainer.results import Result, fetch, write_manifest
 from trainer.shards import Split
-from trainer.spec import JointSpec
+from trainer.spec import JointSpec, Task
 from trainer.startup import Startup
 from trainer.step import StepLog, joint_step
 from trainer.stores import open_store
@@ -72,8 +74,8 @@ class Data:
 
     def wanted(self, name: str, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
         """Input and target columns that `tasks` need of a dataset."""
-        here = [self._spec.tasks[task] for task in tasks if self._spec.tasks[task].data == name]
-        return list(dict.fromkeys(c for task in here for c in task.inputs)), list(dict.fromkeys(task.target for task in here))
+        here = [self._spec.columns(task) for task in tasks if self._spec.tasks[task].data == name]
+        return list(dict.fromkeys(c for inputs, _ in here for c in inputs)), list(dict.fromkeys(c for _, targets in here for c in targets))
 
     def feed(self, name: str, tasks: Sequence[str], seed: int, world: World) -> Feed:
         """This rank's training rows of a dataset."""
@@ -119,7 +121,7 @@ class Run:
         self.saved = Saved()
         self._spent: dict[str, float] = {}
         self._wanted: dict[tuple[str, tuple[int, ...]], dict[str, tuple[list[str], list[str]]]] = {}
-        self._last_save = time.monotonic()
+        self._last_save = self._last_event = time.monotonic()
 
     def _check_rows(self) -> None:
         for name in self.request["data"]:
@@ -150,7 +152,9 @@ class Run:
         rows = {name: self.data.rows(name) for name in self.request["data"]}
         self._clock = time.perf_counter() - (time.time() - self._started)
         parameters = 0
-        for number, name in enumerate(self.spec.phases):
+        if self.spec.rounds > 1:
+            parameters = self._rounds(rows)
+        for number, name in enumerate(self.spec.phases if self.spec.rounds == 1 else ()):
             if number < self.saved.phase:
                 continue
             plan = plan_phase(self.spec, name, rows, self.seed)
@@ -158,7 +162,7 @@ class Run:
             parameters = sum(p.numel() for p in module.parameters())
             if self.saved.params:
                 module.load_state_dict(self.saved.params)
-            self._freeze(module, plan)
+            _let_learn(module, *self.spec.learning(name))
             self._phase(number, plan, module)
         if not parameters:
             parameters = sum(p.numel() for p in self.saved.params.values())
@@ -168,69 +172,161 @@ class Run:
         if self.world.first:
             self.checkpoints.clear()
 
-    def _freeze(self, module: Joint, plan: PhasePlan) -> None:
-        learn = self.spec.phases[plan.name].train
-        models = {self.spec.tasks[task].model for task in plan.tasks} if learn is None else set(learn)
-        for name, p in module.named_parameters():
-            family, part = name.split(".")[:2]
-            p.requires_grad_(part in (models if family == "models" else plan.tasks))
-
     def _phase(self, number: int, plan: PhasePlan, module: Joint) -> None:
+        """A phase with an engine and an optimiser of its own."""
+        optimizer = self.spec.phases[plan.name].optimizer or self.spec.train.optimizer
+        engine = self._open(module, optimizer, 0)
+        stage = self._stage(number, plan, module, engine)
+        self._emit("phase_started", phase=plan.name, step=stage.step, steps=plan.steps, tasks=list(plan.tasks))
+        self._started_up()
+        self._steps(stage, plan.steps, [stage])
+        params = self._finish([stage])
+        self.saved = Saved(phase=number + 1, params=params, values=self._totals([stage]), history=self.saved.history)
+        self._finished(stage)
+        if number + 1 < len(self.spec.phases):
+            self._write_checkpoint()
+
+    def _rounds(self, rows: Mapping[str, int]) -> int:
+        """All phases in turn, again and again, with one engine for each set of parameters that learns; how many parameters there are."""
+        spec, saved = self.spec, self.saved
+        whole = build(spec, self.data.fitted, seed=self.seed)
+        if saved.params:
+            whole.load_state_dict(saved.params)
+        parameters = sum(p.numel() for p in whole.parameters())
+        if saved.phase:  # all rounds are done
+            return parameters
+        names = list(spec.phases)
+        groups = [spec.learning(name) for name in names]
+        distinct = [group for i, group in enumerate(groups) if group not in groups[:i]]
+        modules = whole.split(distinct)
+        optimizers = [spec.phases[names[groups.index(group)]].optimizer or spec.train.optimizer for group in distinct]
+        engines = []
+        for i, (module, group) in enumerate(zip(modules, distinct, strict=True)):
+            _let_learn(module, *group)
+            engines.append(self._open(module, optimizers[i], i))
+        stages = []
+        for number, (name, group) in enumerate(zip(names, groups, strict=True)):
+            at = distinct.index(group)
+            stages.append(self._stage(number, plan_phase(spec, name, rows, self.seed), modules[at], engines[at]))
+        for stage in stages:
+            self._emit("phase_started", phase=stage.plan.name, step=stage.step, steps=stage.plan.steps, tasks=list(stage.plan.tasks))
+        self._started_up()
+        learning = {id(m): [p for p in m.parameters() if p.requires_grad] for m in modules}
+        turn: Joint | None = None
+        for number in range(min(stage.step * spec.rounds // stage.plan.steps for stage in stages), spec.rounds):
+            for stage in stages:
+                if stage.module is not turn:  # what the others train is only called: no gradient goes into it
+                    turn = stage.module
+                    for module in modules:
+                        for p in learning[id(module)]:
+                            p.requires_grad_(module is turn)
+                self._steps(stage, stage.plan.steps // spec.rounds * (number + 1), stages)
+        params = self._finish(stages)
+        self.saved = Saved(phase=len(stages), params=params, values=self._totals(stages), history=saved.history)
+        for stage in stages:
+            self._finished(stage)
+        return parameters
+
+    def _open(self, module: Joint, optimizer: Optimizer, number: int) -> Engine:
+        """An engine that goes on where the checkpoint left it."""
+        module.ranks = self.world.size
+        engine = open_engine(module, optimizer, self.spec.train, self.world.size, self.world.device)
+        own = {name for name, _ in module.named_parameters()}
+        if self.saved.step:
+            optimizer_state = {name: v for name, v in self.saved.optimizer.items() if name.partition("/")[2] in own}
+            engine.restore(optimizer_state, self.saved.values["engines"][number])
+        if self.saved.params:
+            engine.restore_master({name: v for name, v in self.saved.params.items() if name in own})
+        return engine
+
+    def _stage(self, number: int, plan: PhasePlan, module: Joint, engine: Engine) -> _Stage:
+        """A phase at its beginning, or where the checkpoint left it."""
         spec, world, saved = self.spec, self.world, self.saved
         part = spec.phases[plan.name]
-        optimizer = part.optimizer or spec.train.optimizer
-        masters = saved.params
-        engine = open_engine(module, optimizer, spec.train, world.size, world.device)
-        if saved.step:
-            engine.restore(saved.optimizer, saved.values["engine"])
-        if masters:
-            engine.restore_master(masters)
-        state = saved.balancer if saved.step else part.balancer.init(plan.tasks)
+        resumed: dict[str, Any] = saved.values["stages"][plan.name] if saved.step else {}
+
+        def kept(prefix: str) -> dict[str, Any]:
+            found = {name.removeprefix(prefix): v for name, v in saved.balancer.items() if name.startswith(prefix)}
+            return {name: v.to(world.device) if isinstance(v, Tensor) else v for name, v in found.items()}
+
+        state = kept(f"{plan.name}/balancer/") if resumed else part.balancer.init(plan.tasks)
         state = {name: v.to(world.device) if isinstance(v, Tensor) else v for name, v in state.items()}
-        stopping = saved.values.get("early_stop") if saved.step else None
-        stopper = _EarlyStop(spec, stopping)
-        best = saved.best if saved.step else {}
-        feeds = {name: self.data.feed(name, plan.tasks, self.seed, world) for name in plan.datasets}
+        syncs = []
+        for i, sync in enumerate(part.syncs):
+            pieces = _followed(engine, sync, spec)
+            if not resumed:
+                syncs.append(sync.init(pieces))
+                continue
+            whole = kept(f"{plan.name}/sync{i}/")
+            cut = engine.cut({name: v for name, v in whole.items() if isinstance(v, Tensor)})
+            syncs.append({**whole, **cut})
         tasks = {name: spec.tasks[name] for name in plan.tasks}
-        moving = [b for b in _buffers(module).values() if b.is_floating_point()]
-        gram = _gramian(part.balancer, plan, module, spec)
-        meter = _Meter(list(plan.tasks), world.device, saved.values.get("curve") if saved.step else None)
+        return _Stage(
+            number=number,
+            plan=plan,
+            module=module,
+            engine=engine,
+            optimizer=part.optimizer or spec.train.optimizer,
+            state=state,
+            syncs=syncs,
+            stopper=_EarlyStop(spec, resumed.get("early_stop")),
+            best=saved.best if resumed else {},
+            feeds={name: self.data.feed(name, plan.tasks, self.seed, world) for name in plan.datasets},
+            tasks=tasks,
+            gram=_gramian(part.balancer, plan, module, spec),
+            meter=_Meter(list(plan.tasks), world.device, resumed.get("curve")),
+            present_S=[tuple(np.flatnonzero(row).tolist()) for row in plan.present_ST],
+            seed=seed_of(self.seed, plan.name, "rank", world.rank),
+            step=resumed.get("step", 0),
+            ended=resumed.get("ended", False),
+        )
+
+    def _started_up(self) -> None:
+        self._lap("start")
+        self._startup.done("engine")
+
+    def _steps(self, stage: _Stage, until: int, stages: Sequence[_Stage]) -> None:
+        """Train a phase up to a step. THE loop.
+
+        Raises:
+            Stopped: on every rank, if any was asked to stop; the state of all `stages` is saved.
+        """
+        spec, world, plan, engine = self.spec, self.world, stage.plan, stage.engine
+        part = spec.phases[plan.name]
+        moving = stage.moving
+        meter, tasks, gram = stage.meter, stage.tasks, stage.gram
         every = plan.validate_every(spec.train)
         curve_every = max(1, plan.steps // _CURVE_POINTS)
         look_every = 1 if world.device.type == "cpu" else 10  # reading the flags waits for the GPU
-        generator_seed = seed_of(self.seed, plan.name, "rank", world.rank)
-        self._emit("phase_started", phase=plan.name, step=saved.step, steps=plan.steps, tasks=list(plan.tasks))
-        step, ended = saved.step, saved.values.get("ended", False) if saved.step else False
-        last_event = time.monotonic()
-        self._lap("start")
-        self._startup.done("engine")
-        present_S = [tuple(np.flatnonzero(row).tolist()) for row in plan.present_ST]
-        while step < plan.steps and not ended:
-            _reseed((generator_seed + step) & (2**63 - 1), world.device)
-            lr = learning_rate(spec, optimizer.lr, step, plan.steps)
+        while stage.step < until and not stage.ended:
+            step = stage.step
+            _reseed((stage.seed + step) & (2**63 - 1), world.device)
+            lr = learning_rate(spec, stage.optimizer.lr, step, plan.steps)
             asks = (world.stop_asked, world.first and self._time_to_save())
-            batches = self._micro_batches(plan, step, present_S[step], feeds)
-            log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks, gram, step)
+            batches = self._micro_batches(plan, step, stage.present_S[step], stage.feeds)
+            log, stage.state = joint_step(engine, world, tasks, stage.present_S[step], batches, part.balancer, stage.state, lr, asks, gram, step)
             if "first step" not in self._startup.seconds:
                 self._startup.done("first step")
                 self._emit("first_step", seconds=self._startup.seconds)
             world.share(moving)  # running statistics: each rank has seen rows of its own
+            for i, sync in enumerate(part.syncs):
+                stage.syncs[i] = sync.follow(_followed(engine, sync, spec), stage.syncs[i])
             meter.add(log)
-            step += 1
+            step = stage.step = step + 1
             if log.look:
                 self._looked(plan, step, log.look)
             last = step == plan.steps
             if step % curve_every == 0 or last:
                 self._curve(plan, step, lr, meter)
-            if world.first and (last or time.monotonic() - last_event >= spec.observe.every_s):
-                last_event = time.monotonic()
+            if world.first and (last or time.monotonic() - self._last_event >= spec.observe.every_s):
+                self._last_event = time.monotonic()
                 self._progress(plan, step, lr, meter)
             if self._can_validate(plan) and (step % every == 0 or last):
                 self._lap("train")
-                improved = self._validate(plan, step, engine, stopper)
+                improved = self._validate(plan, step, engine, stage.stopper)
                 if spec.train.early_stop and improved:
-                    best = engine.export(optimizer=False)[0] | _copies(_buffers(module))
-                ended = bool(spec.train.early_stop) and stopper.waited >= spec.train.early_stop.patience  # type: ignore[union-attr]
+                    stage.best = engine.export(optimizer=False)[0] | _copies(_buffers(stage.module))
+                stage.ended = bool(spec.train.early_stop) and stage.stopper.waited >= spec.train.early_stop.patience  # type: ignore[union-attr]
                 self._lap("validate")
             if world.size == 1:
                 stop, save = asks
@@ -239,28 +335,42 @@ class Run:
             due = spec.train.checkpoint.every_steps
             if stop or save or (due and step % due == 0 and not last):
                 self._lap("train")
-                extra = {"early_stop": stopper.state(), "ended": ended, "curve": meter.state()}
-                self._save(number, step, engine, state, best, extra)
+                self._save(stages)
             if stop:
-                engine.close()
+                for engine in {id(s.engine): s.engine for s in stages}.values():
+                    engine.close()
                 raise Stopped(f"stopped at step {step} of {plan.steps} of phase '{plan.name}'; the same command goes on from there")
+
+    def _finish(self, stages: Sequence[_Stage]) -> dict[str, Tensor]:
+        """The parameters and buffers that phases leave, with what is published instead of them; their engines are closed."""
         self._lap("train")
-        params = engine.export(optimizer=False)[0] | _copies(_buffers(module))
-        if best:
-            params = best
-        engine.close()
-        done = dict(saved.values.get("steps", {})) | {plan.name: step}
-        planned = dict(saved.values.get("steps_planned", {})) | {plan.name: plan.steps}
-        trained = dict(saved.values.get("task_steps", {}))
-        for t, name in enumerate(plan.tasks):
-            trained[name] = trained.get(name, 0) + int(plan.present_ST[:step, t].sum())
-        samples = saved.values.get("samples", 0) + self._samples_of(plan, step)
-        values = {"steps": done, "steps_planned": planned, "task_steps": trained, "samples": samples}
-        self.saved = Saved(phase=number + 1, params=params, values=values, history=saved.history)
-        told = {"fallbacks": int(state["fallbacks"])} if "fallbacks" in state else {}
-        self._emit("phase_finished", phase=plan.name, step=step, steps=plan.steps, stopped_early=ended, **told)
-        if number + 1 < len(self.spec.phases):
-            self._write_checkpoint()
+        params: dict[str, Tensor] = {}
+        for stage in _one_each(stages):
+            params |= stage.best or stage.engine.export(optimizer=False)[0] | _copies(_buffers(stage.module))
+        for stage in stages:
+            for sync, state in zip(self.spec.phases[stage.plan.name].syncs, stage.syncs, strict=True):
+                params |= sync.published(_whole(stage.engine, state))
+        for stage in _one_each(stages):
+            stage.engine.close()
+        return params
+
+    def _totals(self, stages: Sequence[_Stage]) -> dict[str, Any]:
+        """What the result says of the phases up to now."""
+        values = self.saved.values
+        done, planned, trained = (dict(values.get(name, {})) for name in ("steps", "steps_planned", "task_steps"))
+        samples = values.get("samples", 0)
+        for stage in stages:
+            plan = stage.plan
+            done[plan.name], planned[plan.name] = stage.step, plan.steps
+            for t, name in enumerate(plan.tasks):
+                trained[name] = trained.get(name, 0) + int(plan.present_ST[: stage.step, t].sum())
+            samples += self._samples_of(plan, stage.step)
+        return {"steps": done, "steps_planned": planned, "task_steps": trained, "samples": samples}
+
+    def _finished(self, stage: _Stage) -> None:
+        told = {"fallbacks": int(stage.state["fallbacks"])} if "fallbacks" in stage.state else {}
+        plan = stage.plan
+        self._emit("phase_finished", phase=plan.name, step=stage.step, steps=plan.steps, stopped_early=stage.ended, **told)
 
     # --- rows ----------------------------------------------------------------------------------------------------
 
@@ -304,13 +414,18 @@ class Run:
                     continue
                 total += sums.float()
                 for t, task in enumerate(tasks):
-                    target = targets[spec.tasks[task].target]
                     objective = spec.tasks[task].objective
-                    count[t] += objective.count(target)  # type: ignore[union-attr]
-                    scores[task].append((objective.predict(outputs[task]).cpu(), target.cpu()))  # type: ignore[union-attr]
+                    count[t] += counted(spec.tasks[task], (inputs, targets))
+                    if not spec.tasks[task].judged:
+                        continue
+                    if objective.wide:  # type: ignore[union-attr]
+                        score, truth = outputs[task]
+                    else:
+                        score, truth = objective.predict(outputs[task]), targets[spec.tasks[task].target]  # type: ignore[union-attr,index]
+                    scores[task].append((score.cpu(), truth.cpu()))
             total, count = world.sum(total, count)
             loss |= {task: float(s / n) for task, s, n in zip(tasks, total, count, strict=True) if n}
-            for task in tasks:
+            for task in (t for t in tasks if spec.tasks[t].judged):
                 pairs = [pair for part in world.gather(scores[task]) for pair in part]
                 if world.first:
                     metric[task] = self._primary(task, pairs)
@@ -331,12 +446,13 @@ class Run:
     def _primary(self, task: str, pairs: list[tuple[Tensor, Tensor]]) -> float:
         part = self.spec.tasks[task]
         score, target = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        fitted = self.data.fitted[part.data][part.target]
-        there = target >= 0 if fitted["kind"] == "category" else ~target.isnan()
+        fitted = self.data.fitted[part.data].get(part.target or "", {})
+        kind = self.spec.judged_as(task)
+        there = known(target)
         if not there.any():
             return math.nan
         score, target = score[there], target[there]
-        if fitted["kind"] == "number":
+        if kind == "number":
             score, target = (x * fitted["std"] + fitted["mean"] for x in (score, target))
         # the resampled form, with each row once: it needs no torchmetrics, which takes as long to import as torch
         once = torch.ones(1, len(target))
@@ -348,14 +464,36 @@ class Run:
         minutes = self.spec.train.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self._last_save > 60 * minutes
 
-    def _save(self, number: int, step: int, engine: Engine, state: dict[str, Any], best: dict[str, Tensor], extra: dict[str, Any]) -> None:
-        params, optimizer, values = engine.export()
-        kept = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in state.items()}
-        params |= _copies(_buffers(engine.module))
+    def _save(self, stages: Sequence[_Stage]) -> None:
+        """Write a checkpoint of all phases in progress."""
+        params: dict[str, Tensor] = {}
+        optimizer: dict[str, Tensor] = {}
+        best: dict[str, Tensor] = {}
+        kept: dict[str, Any] = {}
+        engines: list[dict[str, Any]] = []
+        for stage in _one_each(stages):
+            found = stage.engine.export()
+            params |= found[0] | _copies(_buffers(stage.module))
+            optimizer |= found[1]
+            engines.append(found[2])
+        for stage in stages:
+            best |= stage.best
+            kept |= {f"{stage.plan.name}/balancer/{name}": v.cpu() if isinstance(v, Tensor) else v for name, v in stage.state.items()}
+            for i, state in enumerate(stage.syncs):
+                kept |= {f"{stage.plan.name}/sync{i}/{name}": v for name, v in _whole(stage.engine, state).items()}
         if self.world.first:
-            values = self.saved.values | extra | {"engine": values}
-            now = Saved(number, step, params, optimizer, best, kept, values, self.saved.history)
-            self._write_saved(now)
+            said = {
+                stage.plan.name: {
+                    "step": stage.step,
+                    "early_stop": stage.stopper.state(),
+                    "ended": stage.ended,
+                    "curve": stage.meter.state(),
+                }
+                for stage in stages
+            }
+            values = self.saved.values | {"stages": said, "engines": engines}
+            step = sum(stage.step for stage in stages)
+            self._write_saved(Saved(min(stage.number for stage in stages), step, params, optimizer, best, kept, values, self.saved.history))
         self._lap("checkpoint")
 
     def _write_checkpoint(self) -> None:
@@ -445,7 +583,7 @@ class Run:
     def _write(self, parameters: int) -> None:
         values = self.saved.values
         self._spent["total"] = sum(v for name, v in self._spent.items() if name != "total")
-        tasks = list(self.spec.tasks)
+        tasks = self.spec.judged_tasks
         result = {
             "key": self.key,
             "name": self.spec.name,
@@ -466,12 +604,65 @@ class Run:
         }
         with tempfile.TemporaryDirectory(prefix="cotrain-train-") as scratch:
             folder = Path(scratch)
-            save_file({name: v.contiguous() for name, v in self.saved.params.items()}, folder / "model.safetensors")
+            kept = {name: v.contiguous() for name, v in self.saved.params.items() if self.spec.kept(name)}
+            save_file(kept, folder / "model.safetensors")
             (folder / "result.json").write_text(json.dumps(result))
             (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.saved.history))
             write_manifest(folder, "train", self.key)
             open_store(self.root).upload(folder, f"results/train/{self.key}")
         self._emit("trained", key=self.key, seconds=result["seconds"])
+
+
+@dataclass
+class _Stage:
+    """A phase in progress."""
+
+    number: int
+    plan: PhasePlan
+    module: Joint
+    engine: Engine
+    optimizer: Optimizer
+    state: dict[str, Any]
+    """Of the balancer."""
+    syncs: list[dict[str, Any]]
+    stopper: _EarlyStop
+    best: dict[str, Tensor]
+    feeds: dict[str, Feed]
+    tasks: dict[str, Task]
+    gram: Gramian | None
+    meter: _Meter
+    present_S: list[tuple[int, ...]]
+    seed: int
+    step: int
+    ended: bool
+
+    @cached_property
+    def moving(self) -> list[Tensor]:
+        """Running statistics that its steps change."""
+        return [b for b in self.module.statistics() if b.is_floating_point()]
+
+
+def _one_each(stages: Sequence[_Stage]) -> list[_Stage]:
+    """A stage for each engine."""
+    return list({id(stage.engine): stage for stage in reversed(stages)}.values())[::-1]
+
+
+def _followed(engine: Engine, sync: Sync, spec: JointSpec) -> dict[str, Tensor]:
+    """This rank's pieces of the parameters that a sync follows."""
+    heads = tuple(f"heads.{name}." for name, task in spec.tasks.items() if task.model == sync.of)
+    return {name: piece for name, piece in engine.pieces().items() if name.startswith((f"models.{sync.of}.", *heads))}
+
+
+def _whole(engine: Engine, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a sync with whole tensors. Collective."""
+    return state | engine.join({name: v for name, v in state.items() if isinstance(v, Tensor)})
+
+
+def _let_learn(module: Joint, models: set[str], heads: set[str]) -> None:
+    """Parameters of these models and heads require gradients, and no others."""
+    for name, p in module.named_parameters():
+        family, part = name.split(".")[:2]
+        p.requires_grad_(part in (models if family == "models" else heads))
 
 
 class _EarlyStop:
@@ -559,7 +750,7 @@ def _gramian(balancer: Balancer, plan: PhasePlan, module: Joint, spec: JointSpec
         return None
     asked = balancer.gram or Gram(source=balancer.default_gram if balancer.needs_gram else "representation")
     layers = {}
-    for model in dict.fromkeys(spec.tasks[task].model for task in plan.tasks) if asked.source != "representation" else ():
+    for model in dict.fromkeys(m for task in plan.tasks if (m := spec.tasks[task].model) is not None) if asked.source != "representation" else ():
         layer = last_layer(module.models[model], asked.layer)
         if layer is None:
             known = [name for name, part in module.models[model].named_modules() if isinstance(part, LAYERS)]
@@ -606,15 +797,11 @@ def flops_per_row(spec: JointSpec, fitted: Mapping[str, Any]) -> int:
         module = build(spec, fitted).eval()
         for data in spec.data:
             tasks = [name for name, task in spec.tasks.items() if task.data == data]
-            inputs = {c: _blank(fitted[data][c]) for name in tasks for c in spec.tasks[name].inputs}
+            tasks = [name for name in tasks if spec.tasks[name].judged]
+            inputs = {c: blank(fitted[data][c], "meta") for name in tasks for c in spec.columns(name)[0]}
             if tasks:
                 module.outputs(tasks, inputs)
     return int(counter.get_total_flops())
-
-
-def _blank(column: Mapping[str, Any]) -> Tensor:
-    whole = column["kind"] in ("category", "text")
-    return torch.zeros(1, *column["shape"], dtype=torch.int64 if whole else torch.float32, device="meta")
 
 
 def main() -> int:

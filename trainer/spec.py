@@ -18,6 +18,7 @@ ObjectiveField = Annotated[SerializeAsAny[parts.Objective], BeforeValidator(pars
 OptimizerField = Annotated[SerializeAsAny[parts.Optimizer], BeforeValidator(parser("optimizer"))]
 BalancerField = Annotated[SerializeAsAny[parts.Balancer], BeforeValidator(parser("balancer"))]
 MixerField = Annotated[SerializeAsAny[parts.Mixer], BeforeValidator(parser("mixer"))]
+SyncField = Annotated[SerializeAsAny[parts.Sync], BeforeValidator(parser("sync"))]
 MetricField = Annotated[SerializeAsAny[parts.Metric], BeforeValidator(parser("metric"))]
 
 
@@ -31,19 +32,28 @@ class Task(Section):
     """One thing to learn: from which columns, with which model, towards which target."""
 
     data: str = Field(description="Dataset, by name.")
-    model: str = Field(description="Model whose representation the task's head stands on, by name.")
-    input: str | Annotated[list[str], Field(min_length=1)] = Field(description="Column or columns that the model sees.")
-    target: str = Field(description="Column to predict.")
+    model: str | None = Field(
+        None, description="Model whose representation the task's head stands on, by name. Objectives that name models themselves need none."
+    )
+    input: str | Annotated[list[str], Field(min_length=1)] | None = Field(None, description="Column or columns that the model sees.")
+    target: str | None = Field(None, description="Column to predict. Some objectives need none.")
     objective: ObjectiveField | None = Field(None, description="Default: cross_entropy for a category, mse for a number.")
     metrics: list[MetricField] | None = Field(
-        None, min_length=1, description="The first is the primary one. Default: accuracy, f1_macro for a category; r2, mae for a number."
+        None,
+        description="The first is the primary one; []: the task helps others and is not judged. "
+        "Default: accuracy, f1_macro for a category; r2, mae for a number; what the objective says for others.",
     )
     hidden: list[Annotated[int, Field(ge=1)]] = Field([], description="Widths of hidden layers in the task's head; none: one linear layer.")
 
     @property
     def inputs(self) -> list[str]:
         """The input columns, always as a list."""
-        return [self.input] if isinstance(self.input, str) else list(self.input)
+        return [self.input] if isinstance(self.input, str) else list(self.input or ())
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is evaluated, compared and predicted; of a resolved document."""
+        return self.metrics != []
 
 
 class Phase(Section):
@@ -58,6 +68,7 @@ class Phase(Section):
         None, description="Models that learn, the others are frozen; []: heads alone. Default: all that the tasks use."
     )
     optimizer: OptimizerField | None = Field(None, description="Instead of `train.optimizer`.")
+    syncs: list[SyncField] = Field([], description="What is kept of parameters beside the optimiser, after each step.")
 
 
 class Schedule(Section):
@@ -164,6 +175,12 @@ class JointSpec(Section):
     models: dict[Name, ModelField] = Field(min_length=1, description="Models by name.")
     tasks: dict[Name, Task] = Field(min_length=1, description="Tasks by name.")
     phases: dict[Name, Phase] = Field(min_length=1, description="Phases by name, trained in this order.")
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=10**9,
+        description="Times that the list of phases is gone through. With more than one, phases say steps, and optimisers live through all rounds.",
+    )
     train: Train = Field(default_factory=Train, description="Optimisation.")
     compare: Compare = Field(default_factory=Compare, description="Judgement.")
     publish: Publish = Field(default_factory=Publish, description="Promotion.")
@@ -174,6 +191,69 @@ class JointSpec(Section):
         """Task names of a phase, in the order of the document's `tasks`."""
         chosen = self.phases[phase].tasks
         return [task for task in self.tasks if chosen is None or task in chosen]
+
+    @property
+    def judged_tasks(self) -> list[str]:
+        """Tasks that are evaluated, compared and predicted; of a resolved document."""
+        return [name for name, task in self.tasks.items() if task.judged]
+
+    def kept(self, parameter: str) -> bool:
+        """Whether a parameter (`models.<model>...` or `heads.<task>...`) is needed to predict what is judged."""
+        family, part = parameter.split(".")[:2]
+        used = [self.models_of(task) if family == "models" else self.reads(task) for task in self.judged_tasks]
+        return any(part in names for names in used)
+
+    def judged_as(self, task: str) -> str:
+        """What the predictions of a task are: the kind of its target column, or what its objective says."""
+        said = self.tasks[task]
+        if said.objective is not None and said.objective.judges is not None:
+            return said.objective.judges
+        return self.data[said.data].columns[said.target].kind  # type: ignore[index]
+
+    def reads(self, task: str) -> list[str]:
+        """A task and those whose outputs it reads, directly or through others, in the order of the document."""
+        found: dict[str, None] = {task: None}
+        queue = [task]
+        while queue:
+            objective = self.tasks[queue.pop()].objective
+            for other in objective.reads() if objective else ():
+                if other not in found and other in self.tasks:
+                    found[other] = None
+                    queue.append(other)
+        return [name for name in self.tasks if name in found]
+
+    def columns(self, task: str) -> tuple[list[str], list[str]]:
+        """Columns of its dataset that a task needs: to predict, and to be trained besides."""
+        said = self.tasks[task]
+        needed = dict.fromkeys(said.inputs)
+        if said.objective:
+            needed |= dict.fromkeys(c for columns in said.objective.models().values() for c in columns)
+            needed |= dict.fromkeys(said.objective.also())
+        needed |= dict.fromkeys(c for other in self.reads(task) for c in self.tasks[other].inputs)
+        return [c for c in needed if c != said.target], [said.target] if said.target else []
+
+    def models_of(self, task: str) -> dict[str, list[str]]:
+        """Models that a task uses, also through tasks it reads, each with the columns it gets."""
+        found: dict[str, list[str]] = {}
+        for other in self.reads(task):
+            said = self.tasks[other]
+            if said.model is not None:
+                found.setdefault(said.model, said.inputs)
+            for model, columns in (said.objective.models() if said.objective else {}).items():
+                found.setdefault(model, columns)
+        return found
+
+    def learning(self, phase: str) -> tuple[set[str], set[str]]:
+        """Models and heads (by task) that learn in a phase."""
+        chosen = self.phase_tasks(phase)
+        taught = [other for task in chosen for other in (self.tasks[task].objective.teaches() if self.tasks[task].objective else ())]  # type: ignore[union-attr]
+        heads = {*chosen, *taught}
+        learn = self.phases[phase].train
+        if learn is not None:
+            return set(learn), heads
+        models = {self.tasks[task].model for task in heads} - {None}
+        models |= {model for task in chosen if (o := self.tasks[task].objective) for model in o.trains()}
+        return models, heads  # type: ignore[return-value]
 
     def to_json(self) -> dict[str, Any]:
         """The resolved document: every default written out, ready for `JointSpec.model_validate`."""

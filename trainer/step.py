@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.balance import Balance, Gramian, Look, look_at
 from trainer.engine import Engine
-from trainer.joint import Batches
+from trainer.joint import Batches, counted
 from trainer.parts import Balancer, State
 from trainer.spec import Task
 from trainer.world import World
@@ -183,4 +183,4 @@ def _spread(zeros_T: Tensor, index: Tensor | None, x_P: Tensor) -> Tensor:
 
 def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches) -> Tensor:
     """Rows of a micro-batch that count, `[P]` float32."""
-    return torch.stack([tasks[name].objective.count(batches[tasks[name].data][1][tasks[name].target]) for name in seen])  # type: ignore[union-attr]
+    return torch.stack([counted(tasks[name], batches[tasks[name].data]) for name in seen])

@@ -42,7 +42,7 @@ def scored(folder, task="animal", status="none", note="no model is promoted", **
     for role, scores in models.items():
         for seed, score in enumerate(scores):
             file = f"predictions-{role}-{seed}.arrow"
-            _write_predictions(folder / file, score, torch.zeros(rows, dtype=torch.int64 if labels else torch.float32), labels)
+            _write_predictions(folder / file, score, torch.zeros(rows, dtype=torch.int64 if labels else torch.float32))
             entries[role].append({"seed": seed, "predictions": file, "metrics": {"other": {"value": 0.5 + seed}}})
     (folder / "scores.json").write_text(json.dumps({
         "task": task, "target": "category" if labels else "number", "classes": labels, "rows": rows, "primary": primary,
