@@ -38,6 +38,7 @@ class Joint(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.balance: Balance | None = None
         """The balance point of the micro-batch at hand; None: gradients of tasks add up as they are."""
+        self._sample = (next(self.heads.parameters()),)  # in a tuple, or it would be registered twice
         self._passes: dict[tuple[str, ...], list[tuple[str, list[str], list[str]]]] = {}
 
     def train(self, mode: bool = True) -> Joint:
@@ -55,7 +56,7 @@ class Joint(nn.Module):
 
     def _reach(self, tasks: Sequence[str], inputs: Mapping[str, Tensor]) -> Iterator[Reached]:
         """The representation that each trunk makes, with the tasks whose heads stand on it."""
-        dtype = next(self.heads.parameters()).dtype  # bf16 where the engine made it so
+        dtype = self._sample[0].dtype  # bf16 where the engine made it so
         for model, columns, names in self._trunks(tuple(tasks)):
             with watch(self.balance.layers.get(model) if self.balance and self.training else None) as seen:
                 z_BD = self.models[model](*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))

@@ -38,7 +38,7 @@ from trainer.plan import PhasePlan, learning_rate, plan_phase
 from trainer.requests import read_request
 from trainer.results import Result, fetch, write_manifest
 from trainer.shards import Split
-from trainer.spec import JointSpec
+from trainer.spec import JointSpec, Task
 from trainer.startup import Startup
 from trainer.step import StepLog, joint_step
 from trainer.stores import open_store
@@ -55,6 +55,7 @@ class Data:
         self._spec, self._device = spec, device
         self.manifests = {name: result.json("manifest.json") for name, result in prepared.items()}
         self.fitted = {name: result.json("fitted.json") for name, result in prepared.items()}
+        self._reports = {name: result.json("report.json") for name, result in prepared.items()}
         self._splits = {
             (name, split): Split(result.folder, self.manifests[name], split)
             for name, result in prepared.items()
@@ -64,6 +65,10 @@ class Data:
     def rows(self, name: str, split: str = "train") -> int:
         """Rows of a split."""
         return len(self._splits[name, split])
+
+    def complete(self, task: Task) -> bool:
+        """Whether no training row lacks the target of `task`."""
+        return self._reports[task.data]["columns"][task.target]["splits"]["train"]["missing"] == 0
 
     def batch(self, name: str, split: str, rows: np.ndarray, tasks: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of `tasks` (those on this dataset) at the given rows."""
@@ -194,6 +199,8 @@ class Run:
         tasks = {name: spec.tasks[name] for name in plan.tasks}
         moving = [b for b in _buffers(module).values() if b.is_floating_point()]
         gram = _gramian(part.balancer, plan, module, spec)
+        complete = frozenset(name for name, task in tasks.items() if task.objective.counts_rows and self.data.complete(task))  # type: ignore[union-attr]
+        validates = self._can_validate(plan)
         meter = _Meter(list(plan.tasks), world.device, saved.values.get("curve") if saved.step else None)
         every = plan.validate_every(spec.train)
         curve_every = max(1, plan.steps // _CURVE_POINTS)
@@ -210,7 +217,7 @@ class Run:
             lr = learning_rate(spec, optimizer.lr, step, plan.steps)
             asks = (world.stop_asked, world.first and self._time_to_save())
             batches = self._micro_batches(plan, step, present_S[step], feeds)
-            log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks, gram, step)
+            log, state = joint_step(engine, world, tasks, present_S[step], batches, part.balancer, state, lr, asks, gram, step, complete)
             if "first step" not in self._startup.seconds:
                 self._startup.done("first step")
                 self._emit("first_step", seconds=self._startup.seconds)
@@ -225,7 +232,7 @@ class Run:
             if world.first and (last or time.monotonic() - last_event >= spec.observe.every_s):
                 last_event = time.monotonic()
                 self._progress(plan, step, lr, meter)
-            if self._can_validate(plan) and (step % every == 0 or last):
+            if validates and (step % every == 0 or last):
                 self._lap("train")
                 improved = self._validate(plan, step, engine, stopper)
                 if spec.train.early_stop and improved:
