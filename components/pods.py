@@ -52,6 +52,7 @@ class Pod:
     disruption: str | None
     ended: tuple[Ended, ...]
     gone: bool
+    container_restarts: int = 0
     asked_by_controller: bool = False
     """The job controller deleted it: another pod had failed, or the job was suspended."""
 
@@ -79,6 +80,7 @@ def pod_of(thing: Json, gone: bool, before: Pod | None, now_s: float) -> Pod:
         disruption=_disruption(status, conditions),
         ended=tuple(_ends(thing, before, now_s)),
         gone=gone,
+        container_restarts=sum(c.get("restartCount", 0) for c in status.get("containerStatuses") or []),
         asked_by_controller=before.asked_by_controller if before else False,
     )
 
