@@ -1,7 +1,8 @@
 """Samples per second of cotrain's loop beside a loop written by hand in plain PyTorch, and what a second rank adds.
 
 Both loops train the same initial weights on the same rows in the same order with the same losses, clipping,
-learning rates and optimiser. The one written by hand does nothing else: its rows lie ready as tensors in memory,
+learning rates and optimiser, which the loop by hand makes once as `torch.optim.AdamW` makes it by default and once
+fused, as cotrain has it on CPUs. The one written by hand does nothing else: its rows lie ready as tensors in memory,
 it counts no valid targets, keeps no means and can't be stopped. Rounds of the loops alternate in one process, so
 that whatever else the machine does falls on all alike; a ratio is made of neighbours in time.
 """
@@ -108,7 +109,7 @@ def ours(job: Job, seed: int, clock: Clock = time.perf_counter, deepspeed: bool 
     return result["samples"] / result["seconds"]["train"], running.saved.params
 
 
-def by_hand(job: Job, seed: int, clock: Clock = time.perf_counter) -> tuple[float, Json]:
+def by_hand(job: Job, seed: int, clock: Clock = time.perf_counter, fused: bool | None = None) -> tuple[float, Json]:
     """Samples per second of a loop in plain PyTorch by a clock, and the parameters it came to."""
     import numpy as np
     import torch
@@ -132,7 +133,8 @@ def by_hand(job: Job, seed: int, clock: Clock = time.perf_counter) -> tuple[floa
     tasks = [(module.heads[name], column[task.target], fitted[task.target]["kind"] == "category") for name, task in spec.tasks.items()]
     steps, settings = spec.phases["joint"].steps, spec.train.optimizer
     parameters = list(module.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    chosen = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay, "fused": fused}
+    optimizer = torch.optim.AdamW(parameters, **chosen)
     rows = torch.from_numpy(Order(len(split), seed, "rows").take(0, steps * batch).copy())
     rates = [learning_rate(spec, settings.lr, step, steps) for step in range(steps)]
     torch.manual_seed(seed_of(seed, "by hand"))
@@ -165,6 +167,7 @@ def alternate(job: Job, rounds: int) -> dict[str, list[float]]:
             {
                 "ours, processor": lambda: ours(job, seed + 1, time.process_time),  # noqa: B023
                 "by hand, processor": lambda: by_hand(job, seed + 1, time.process_time),  # noqa: B023
+                "by hand, fused": lambda: by_hand(job, seed + 1, time.process_time, fused=True),  # noqa: B023
             },
             {"deepspeed": lambda: ours(job, seed + 2, deepspeed=True)},  # noqa: B023
         ]
@@ -204,8 +207,8 @@ def main() -> None:
             job = prepared(name, max(2, STEPS[name] // 100) if options.quick else STEPS[name], root)
             rates = alternate(job, rounds)
             ratio = lambda one, other: spread([a / b for a, b in zip(rates[one], rates[other], strict=True)])  # noqa: B023, E731
-            by_wall, by_processor = ratio("ours", "by hand"), ratio("ours, processor", "by hand, processor")
-            alone.append([name, spread(rates["by hand"], 0), by_wall, by_processor, ratio("deepspeed", "by hand")])
+            by_processor = [ratio("ours, processor", f"by hand, {which}") for which in ("processor", "fused")]
+            alone.append([name, spread(rates["by hand"], 0), ratio("ours", "by hand"), *by_processor, ratio("deepspeed", "by hand")])
             print(" | ".join(alone[-1]), flush=True)
             if options.no_ranks:
                 continue
@@ -219,7 +222,14 @@ def main() -> None:
             several.append([name, spread([p[1] for p in pairs], 0), spread([p[2] / p[1] for p in pairs])])
             print(" | ".join(several[-1]), flush=True)
     text = "Samples per second on one process and one thread, as a ratio to the loop by hand: median (lowest to highest round).\n\n"
-    head = ["model", "by hand, samples/s", "cotrain / by hand", "the same by processor time", "cotrain with DeepSpeed's engine / by hand"]
+    head = [
+        "model",
+        "by hand, samples/s",
+        "cotrain / by hand",
+        "the same by processor time",
+        "by processor time, by hand with fused AdamW",
+        "cotrain with DeepSpeed's engine / by hand",
+    ]
     text += table(head, alone)
     if several:
         text += f"\n\nTwo ranks with a core each, against one rank with all {os.cpu_count()} cores; the same batch in all.\n\n"

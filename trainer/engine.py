@@ -138,7 +138,8 @@ class _TorchEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for p in self._params:
+            p.grad = None
 
     def call(self, tasks: Sequence[str], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
         return _evaluate(self.module, lambda: self.module(tasks, batches, outputs=True))

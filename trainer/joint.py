@@ -58,6 +58,7 @@ class Joint(nn.Module):
         """Models that no phase trains; None: those of which no parameter requires a gradient."""
         self.balance: Balance | None = None
         """The balance point of the micro-batch at hand; None: gradients of tasks add up as they are."""
+        self._sample = (next(self.parameters()),)  # in a tuple, or it would be registered twice
         self._passes: dict[tuple[str, ...], list[tuple[str, list[str], list[str]]]] = {}
         self._wides: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
@@ -139,7 +140,7 @@ class Joint(nn.Module):
 
     def _shared(self, points: Sequence[Reached], outputs: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Shared:
         """Forward results that wide objectives start from."""
-        shared = Shared(self, columns, next(self.parameters()).dtype)
+        shared = Shared(self, columns, self._sample[0].dtype)
         for point in points:
             said = self.tasks[point.tasks[0]]
             shared.reached[said.model, tuple(said.inputs), False] = point.z  # type: ignore[index]
@@ -150,7 +151,7 @@ class Joint(nn.Module):
         """The representation that each trunk makes, with the tasks whose heads stand on it."""
         if not tasks:
             return
-        dtype = next(self.parameters()).dtype  # bf16 where the engine made it so
+        dtype = self._sample[0].dtype  # bf16 where the engine made it so
         for model, columns, names in self._trunks(tuple(tasks)):
             with watch(self.balance.layers.get(model) if self.balance and self.training else None) as seen:
                 z_BD = self._models[model](*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))

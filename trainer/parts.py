@@ -230,6 +230,9 @@ class Objective(Part):
 
     # --- plain ---------------------------------------------------------------------------------------------------
 
+    counts_rows: ClassVar[bool] = False
+    """Whether every row that has a target counts once: then nothing is counted where no target is missing."""
+
     def outputs(self, target: Mapping[str, Any]) -> int:
         """K, the width of the head for a fitted target column."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -204,5 +205,5 @@ def learning_rate(spec: JointSpec, peak: float, step: int, steps: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + float(np.cos(np.pi * done)))}[schedule.kind]
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule.kind]
     return peak * (schedule.floor + (1 - schedule.floor) * shape)

@@ -48,8 +48,12 @@ def prepare(name: str, dataset: Dataset, root: str) -> results.Result:
         DataError: with every fault of the source at once; nothing is left behind.
     """
     before = dataset.fingerprint()
-    key = results.key_of("data", dataset.model_dump(mode="json"), before)
-    return results.keyed(root, "data", key, lambda folder: _make(f"data.{name}", dataset, folder, before))
+    return results.keyed(root, "data", data_key(dataset, before), lambda folder: _make(f"data.{name}", dataset, folder, before))
+
+
+def data_key(dataset: Dataset, fingerprint: str) -> str:
+    """The key of a prepared dataset."""
+    return results.key_of("data", dataset.model_dump(mode="json"), fingerprint)
 
 
 def _make(place: str, dataset: Dataset, folder: Path, before: str) -> dict[str, Any]:

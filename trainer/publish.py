@@ -59,7 +59,8 @@ def publish(train: Path, verdict: Json, store_uri: str) -> Published:
         raise GateFailed("\n".join(check["says"] for check in verdict["gate"]["checks"] if not check["passed"]) or "a gate did not pass")
     verify(train)
     run = json.loads((train / "result.json").read_text())
-    needed = dict.fromkeys(run["spec"]["tasks"][task]["data"] for task in run["tasks"])
+    spec = JointSpec.model_validate(run["spec"])
+    needed = dict.fromkeys(spec.tasks[read].data for task in run["tasks"] for read in spec.reads(task))
     preprocessing = {data: run["fitted"][data] for data in needed}
     model = digest(read_manifest(train)["files"][_WEIGHTS]["sha256"], run["spec"], preprocessing, run["tasks"])[:12]
     # everything in the folder is in its name: whoever writes to it writes the same bytes
@@ -95,10 +96,10 @@ def card(run: Json, verdict: Json, version: str) -> str:
     """The model card in Hugging Face's format: metadata with the results, then what a reader needs to know. Asks no network."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    spec, results, tasks = run["spec"], [], []
+    spec, document, results, tasks = run["spec"], JointSpec.model_validate(run["spec"]), [], []
     for task in run["tasks"]:
         said, found = spec["tasks"][task], verdict["tasks"][task]
-        inputs = _inputs(run, task)
+        inputs = document.columns(task)[0]
         fitted = run["fitted"][said["data"]]
         values = {found["metric"]: found["joint"]["value"], **{metric: entry["joint"] for metric, entry in found["metrics"].items()}}
         for metric, value in values.items():
@@ -203,13 +204,8 @@ def _estimate(found: Json | None) -> str:
     return f"{found['value']:.4g}{bounds}"
 
 
-def _inputs(run: Json, task: str) -> list[str]:
-    """Columns that a task needs to predict."""
-    return JointSpec.model_validate(run["spec"]).columns(task)[0]
-
-
 def _columns(run: Json) -> list[str]:
-    """Source columns that the tasks read."""
-    data = {task: run["spec"]["data"][run["spec"]["tasks"][task]["data"]]["columns"] for task in run["tasks"]}
-    named = [(data[task][name], name) for task in run["tasks"] for name in _inputs(run, task)]
-    return list(dict.fromkeys(column.get("source") or name for column, name in named))
+    """Source columns that the tasks read to predict."""
+    spec = JointSpec.model_validate(run["spec"])
+    named = [(spec.data[spec.tasks[task].data].columns[name], name) for task in run["tasks"] for name in spec.columns(task)[0]]
+    return list(dict.fromkeys(column.source or name for column, name in named))

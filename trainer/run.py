@@ -57,6 +57,7 @@ class Data:
         self._spec, self._device = spec, device
         self.manifests = {name: result.json("manifest.json") for name, result in prepared.items()}
         self.fitted = {name: result.json("fitted.json") for name, result in prepared.items()}
+        self._reports = {name: result.json("report.json") for name, result in prepared.items()}
         self._splits = {
             (name, split): Split(result.folder, self.manifests[name], split)
             for name, result in prepared.items()
@@ -66,6 +67,10 @@ class Data:
     def rows(self, name: str, split: str = "train") -> int:
         """Rows of a split."""
         return len(self._splits[name, split])
+
+    def complete(self, task: Task) -> bool:
+        """Whether no training row lacks the target of `task`."""
+        return self._reports[task.data]["columns"][task.target]["splits"]["train"]["missing"] == 0
 
     def batch(self, name: str, split: str, rows: np.ndarray, tasks: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of `tasks` (those on this dataset) at the given rows."""
@@ -274,6 +279,8 @@ class Run:
             feeds={name: self.data.feed(name, plan.tasks, self.seed, world) for name in plan.datasets},
             tasks=tasks,
             gram=_gramian(part.balancer, plan, module, spec),
+            complete=frozenset(name for name, task in tasks.items() if task.objective.counts_rows and self.data.complete(task)),  # type: ignore[union-attr]
+            validates=self._can_validate(plan),
             meter=_Meter(list(plan.tasks), world.device, resumed.get("curve")),
             present_S=[tuple(np.flatnonzero(row).tolist()) for row in plan.present_ST],
             seed=seed_of(self.seed, plan.name, "rank", world.rank),
@@ -304,7 +311,9 @@ class Run:
             lr = learning_rate(spec, stage.optimizer.lr, step, plan.steps)
             asks = (world.stop_asked, world.first and self._time_to_save())
             batches = self._micro_batches(plan, step, stage.present_S[step], stage.feeds)
-            log, stage.state = joint_step(engine, world, tasks, stage.present_S[step], batches, part.balancer, stage.state, lr, asks, gram, step)
+            log, stage.state = joint_step(
+                engine, world, tasks, stage.present_S[step], batches, part.balancer, stage.state, lr, asks, gram, step, stage.complete
+            )
             if "first step" not in self._startup.seconds:
                 self._startup.done("first step")
                 self._emit("first_step", seconds=self._startup.seconds)
@@ -321,7 +330,7 @@ class Run:
             if world.first and (last or time.monotonic() - self._last_event >= spec.observe.every_s):
                 self._last_event = time.monotonic()
                 self._progress(plan, step, lr, meter)
-            if self._can_validate(plan) and (step % every == 0 or last):
+            if stage.validates and (step % every == 0 or last):
                 self._lap("train")
                 improved = self._validate(plan, step, engine, stage.stopper)
                 if spec.train.early_stop and improved:
@@ -630,6 +639,9 @@ class _Stage:
     feeds: dict[str, Feed]
     tasks: dict[str, Task]
     gram: Gramian | None
+    complete: frozenset[str]
+    """Tasks none of whose training rows lacks a target."""
+    validates: bool
     meter: _Meter
     present_S: list[tuple[int, ...]]
     seed: int

@@ -151,13 +151,39 @@ class Observe(Section):
     every_s: float = Field(2.0, gt=0, description="Seconds between progress events.")
 
 
+class Toleration(Section):
+    """A taint of machines that training may run on all the same."""
+
+    key: str | None = Field(None, description="Taint; null: all of them.")
+    operator: Literal["Exists", "Equal"] = Field("Exists", description="Whether the taint's value has to be `value`.")
+    value: str | None = Field(None, description="Value of the taint, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="Effect of the taint; null: any.")
+
+
 class Cluster(Section):
-    """How many ranks there are and where."""
+    """How many ranks there are and where. Only the ranks are part of what a training key is made from."""
 
     nodes: int = Field(1, ge=1, le=100_000, description="Machines.")
+    min_nodes: int | None = Field(None, ge=1, description="Go on with as few machines as this when some are lost; null: all are needed.")
     processes_per_node: int = Field(2, ge=1, le=1024, description="Ranks per machine where there are no GPUs.")
     gpus_per_node: int = Field(0, ge=0, le=1024, description="GPUs, and so ranks, per machine; 0: train on CPUs.")
-    queue: str | None = Field(None, description="Kueue queue.")
+    launcher: Literal["local", "trainjob", "job"] | None = Field(
+        None,
+        description="local: processes of this machine; trainjob: Kubeflow Trainer; job: a plain Kubernetes Job. "
+        "Null: what COTRAIN_LAUNCHER says, else local.",
+    )
+    cpus_per_node: float | None = Field(None, gt=0, description="CPUs that a pod requests; null: what the namespace gives.")
+    memory_gib_per_node: float | None = Field(None, gt=0, description="Memory of a pod, request and limit; null: what the namespace gives.")
+    shm_gib: float = Field(2.0, gt=0, description="Size of /dev/shm, which ranks of a pod exchange through; it counts as memory.")
+    queue: str | None = Field(None, description="Kueue queue (a LocalQueue). The time spent there is not run time.")
+    priority: str | None = Field(None, description="Kueue priority class (a WorkloadPriorityClass), with `queue`.")
+    node_selector: dict[str, str] = Field({}, description="Labels that machines must have.")
+    tolerations: list[Toleration] = Field([], description="Taints of machines that don't matter.")
+    max_restarts: int = Field(
+        3, ge=0, le=1000, description="How often it starts again after a failure; preemption is none. For trainjob the runtime may allow less."
+    )
+    deadline_hours: float = Field(168.0, gt=0, description="Hours it may run, time in a queue not counted; then it is stopped.")
+    grace_s: int = Field(600, ge=1, description="Seconds to save the state in when it is asked to stop.")
 
     @property
     def ranks(self) -> int:

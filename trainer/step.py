@@ -50,6 +50,7 @@ def joint_step(
     asks: tuple[bool, bool],
     gram: Gramian | None = None,
     step: int = 0,
+    complete: frozenset[str] = frozenset(),
 ) -> tuple[StepLog, State]:
     """Train one step and return what happened and the balancer's next state.
 
@@ -64,6 +65,7 @@ def joint_step(
         asks: whether this rank asks for a stop, and for a checkpoint.
         gram: what Gramians are made of, where the balancer weighs gradients or they are looked at.
         step: number of the step in its phase.
+        complete: tasks none of whose training rows lacks a target, and whose objective counts rows: nothing is to be counted.
     """
     device = world.device
     names = list(tasks)
@@ -71,7 +73,7 @@ def joint_step(
     # with all tasks there, as nearly always, a vector of those present is a vector of all
     zeros_T, index = _places(tuple(present), len(names), device)
     asked = _asked(asks, device)
-    rows = [_counts(tasks, seen, batches) for batches in micro_batches]
+    rows = [_counts(tasks, seen, batches, complete, device) for batches in micro_batches]
 
     # gradients are weighed in the middle of the backward pass, so what they are divided by is needed before it
     ahead = len(micro_batches) > 1 or gram is not None
@@ -81,7 +83,7 @@ def joint_step(
 
     total_P = weight_T = look = None
     for micro, batches in enumerate(micro_batches):
-        even_P = world.size / count_P.clamp_min(1)
+        even_P = world.size / count_P.clamp_min(1)  # of this rank's rows alone where the divisor comes with the losses
         point = None
         if gram is not None:
             point = engine.module.balance = gram.point(world, seen, even_P, step if micro == 0 else None, engine.scale)
@@ -100,8 +102,9 @@ def joint_step(
             now_T, state = _weigh_gradients(engine, point, torch.dot(sums_P, even_P), balancer, loss_T, index, counted_T > 0, state)
         else:
             now_T, state = balancer.weigh(loss_T, None, counted_T > 0, state)
-            scale_P = (now_T if index is None else now_T[index]) * world.size / count_P.clamp_min(1)
-            engine.backward(torch.dot(sums_P, scale_P))
+            if not ahead:
+                even_P = world.size / count_P.clamp_min(1)
+            engine.backward(torch.dot(sums_P, (now_T if index is None else now_T[index]) * even_P))
         if point is not None and point.exact:
             look = _look(point, now_T, balancer, loss_T, index, counted_T > 0, before, present)
         engine.step(lr, boundary=micro == len(micro_batches) - 1)
@@ -181,6 +184,13 @@ def _spread(zeros_T: Tensor, index: Tensor | None, x_P: Tensor) -> Tensor:
     return x_P if index is None else zeros_T.index_copy(0, index, x_P)
 
 
-def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches) -> Tensor:
+def _counts(tasks: dict[str, Task], seen: Sequence[str], batches: Batches, complete: frozenset[str], device: torch.device) -> Tensor:
     """Rows of a micro-batch that count, `[P]` float32."""
+    if complete.issuperset(seen):
+        return _all_rows(tuple(len(batches[tasks[name].data][1][tasks[name].target]) for name in seen), device)  # type: ignore[index]
     return torch.stack([counted(tasks[name], batches[tasks[name].data]) for name in seen])
+
+
+@lru_cache(maxsize=1024)
+def _all_rows(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32, device=device)

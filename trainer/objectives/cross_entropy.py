@@ -17,6 +17,7 @@ class CrossEntropy(Objective):
     """Negative log-likelihood of the right class, summed over rows that have one (target >= 0)."""
 
     targets: ClassVar[frozenset[str]] = frozenset({"category"})
+    counts_rows: ClassVar[bool] = True
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes (Szegedy et al., CVPR 2016).")

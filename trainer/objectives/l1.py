@@ -15,6 +15,7 @@ class MeanAbsoluteError(Objective):
     """Absolute error in standardised units, summed over rows whose number is there (not NaN)."""
 
     targets: ClassVar[frozenset[str]] = frozenset({"number"})
+    counts_rows: ClassVar[bool] = True
 
     kind: Literal["l1"] = "l1"
 

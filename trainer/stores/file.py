@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from trainer.errors import StoreError
 from trainer.parts import Store
-from trainer.stores.keys import RESERVED, below, checked, seals_first, seals_last
+from trainer.stores.keys import RESERVED, below, checked, files_below, seals_first
 
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or use another store",
@@ -115,11 +115,8 @@ class FileStore(Store):
         if prefix:
             checked(self.uri, prefix)
         source = Path(folder)
-        if not source.is_dir():
-            raise StoreError.at(str(source), "there is no such folder to upload", "check the path")
         with self._told(prefix):
-            names = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
-            for name in seals_last([checked(self.uri, name) for name in names]):
+            for name in files_below(self.uri, source):
                 self._commit(self._path(below(prefix) + name), partial(_link_or_copy, (source / name).resolve()))
 
     def download(self, prefix: str, folder: Any) -> Path:

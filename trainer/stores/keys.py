@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.errors import StoreError
 
 MANIFEST = "manifest.json"
@@ -45,3 +47,11 @@ def seals_last(keys: list[str]) -> list[str]:
 def seals_first(keys: list[str]) -> list[str]:
     """Keys in the order to delete them: manifests first, so that what is half deleted is not taken for whole."""
     return seals_last(keys)[::-1]
+
+
+def files_below(uri: str, folder: Path) -> list[str]:
+    """Keys of all files below a folder that goes to a store, in the order to write them. Raises StoreError."""
+    if not folder.is_dir():
+        raise StoreError.at(str(folder), "there is no such folder to upload", "check the path")
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return seals_last([checked(uri, name) for name in names])

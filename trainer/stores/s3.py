@@ -30,7 +30,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from trainer.errors import StoreError
 from trainer.parts import Store
-from trainer.stores.keys import MANIFEST, RESERVED, below, checked, problem, seals_first, seals_last
+from trainer.stores.keys import MANIFEST, RESERVED, below, checked, files_below, problem, seals_first, seals_last
 from trainer.stores.s3_faults import remedy
 
 T = TypeVar("T")
@@ -118,10 +118,7 @@ class S3Store(Store):
         if prefix:
             checked(self.uri, prefix)
         source = Path(folder)
-        if not source.is_dir():
-            raise StoreError.at(str(source), "there is no such folder to upload", "check the path")
-        names = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
-        names = seals_last([checked(self.uri, name) for name in names])
+        names = files_below(self.uri, source)
         seals = [name for name in names if name.rpartition("/")[2] == MANIFEST]
         with self._told(prefix):
             send: Callable[[str], None] = lambda name: self._send(source / name, below(prefix) + name)  # noqa: E731

@@ -1,0 +1,149 @@
+"""One node of a training run: its ranks under torchrun, and what came of them. A pod runs it as `python3 -m trainer.node`.
+
+    python3 -m trainer.node ROOT KEY [options of torchrun]
+
+Who its peers are is in torchrun's own environment (PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR,
+PET_MASTER_PORT). torchrun ends with 1 whatever happened; this ends so that whoever looks at the pod knows what to do next:
+
+    0     trained
+    2     the user's to put right: starting again is of no use
+    143   asked to stop, the state is saved (128 + SIGTERM, as of a process that died of it): start again, nothing has failed
+    3     failed, and was started again as often as COTRAIN_MAX_RESTARTS allows
+    1     failed
+
+The word of the rank that failed first goes, as JSON, where Kubernetes looks for a termination message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trainer.observe import words
+
+SHUTDOWN_TIMEOUT_S = 600
+"""How long ranks have to save their state after SIGTERM; torchrun's own default is 30."""
+
+STOPPED, GIVEN_UP = 143, 3
+TERMINATION_LOG = "COTRAIN_TERMINATION_LOG"
+_MESSAGE_BYTES = 4096  # Kubernetes keeps no more
+
+
+def call(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """The exit code of a command that SIGTERM is passed on to, once, and whether there was one."""
+    process: subprocess.Popen[bytes] | None = None
+    asked = passed = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        pass_on()
+
+    def pass_on() -> None:
+        nonlocal passed
+        if asked and process and not passed:
+            passed = True
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        process = subprocess.Popen(command, env=environment)
+        pass_on()
+        return process.wait(), asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def rank_environment(ranks: int, failures: Path) -> dict[str, str]:
+    """What the ranks of this machine find in their environment, wherever they run.
+
+    Args:
+        ranks: how many share this machine's cores.
+        failures: the folder where they leave a word.
+    """
+    # a container sees the cores of the whole machine, whatever its share of them is
+    cores = float(os.environ.get("COTRAIN_CPUS") or os.cpu_count() or 1)
+    threads = str(max(1, int(cores // ranks)))
+    return {
+        "COTRAIN_FAILURES": str(failures),
+        "COTRAIN_STARTED": str(time.time()),
+        "COTRAIN_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        # threads that wait give up their core: spinning makes a step 10 times as long where others need the cores too
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # importing DeepSpeed would otherwise import the compiler that nothing here uses
+        "TORCHDYNAMO_DISABLE": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S)),
+    }
+
+
+def outcome(code: int, asked: bool, left: list[dict[str, Any]], restarts: int, max_restarts: int | None) -> int:
+    """The exit code of a node.
+
+    Args:
+        code: of torchrun.
+        asked: whether this node got SIGTERM.
+        left: the words of its ranks, the earliest first.
+        restarts: how often the run was started again before.
+        max_restarts: how often it may be; None: as often as whoever starts it likes.
+    """
+    first = left[0] if left else None
+    if first and first["type"] == "Stopped":
+        return STOPPED
+    if code == 0 and not first:
+        return 0
+    if asked and not first:
+        return STOPPED
+    if first and first["exit_code"] == 2:
+        return 2
+    return GIVEN_UP if max_restarts is not None and restarts >= max_restarts else 1
+
+
+def message(left: list[dict[str, Any]]) -> str:
+    """The earliest word as JSON of at most 4096 bytes: who, type, message, faults, exit_code, time, the end of its traceback."""
+    word = dict(left[0])
+    while len(text := json.dumps(word)) > _MESSAGE_BYTES:
+        # the end of a traceback says most, the start of a message does
+        cut = max(64, len(text) - _MESSAGE_BYTES)
+        if word["traceback"]:
+            word["traceback"] = word["traceback"][cut:]
+        elif len(word["message"]) > 256:
+            word["message"] = word["message"][:-cut]
+        elif word["faults"]:
+            word["faults"] = word["faults"][:-1]
+        else:
+            return text[:_MESSAGE_BYTES]
+    return text
+
+
+def main() -> int:
+    """Run this node's ranks; the exit codes are above."""
+    root, key, *options = sys.argv[1:]
+    processes = os.environ.get("PET_NPROC_PER_NODE", "")
+    failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
+    ranks = [sys.executable, "-m", "trainer.run", root, key]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "--no-python", *ranks]
+    try:
+        code, asked = call(command, os.environ | rank_environment(int(processes) if processes.isdigit() else 1, failures))
+        left = words(failures)
+    finally:
+        shutil.rmtree(failures, ignore_errors=True)
+    log = os.environ.get(TERMINATION_LOG)
+    if left and log:
+        Path(log).write_text(message(left))
+    limit = os.environ.get("COTRAIN_MAX_RESTARTS")
+    return outcome(code, asked, left, int(os.environ.get("COTRAIN_RESTARTS") or 0), int(limit) if limit else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
