@@ -47,7 +47,8 @@ def compare(spec: JointSpec, scores: Sequence[Path], joint: Sequence[Json], inde
     if missing:
         raise CotrainError(f"no scores of {', '.join(missing)}: every task is judged, or none is")
     key = key_of(
-        "compare", spec.name, spec.compare.model_dump(mode="json"), [[task, read_manifest(folders[task])["key"]] for task in spec.judged_tasks],
+        "compare", spec.name, spec.compare.model_dump(mode="json"),
+        [[task, read_manifest(folders[task])["key"]] for task in spec.judged_tasks],
         [run["key"] for run in joint], {task: [run["key"] for run in runs] for task, runs in independent.items()},
     )  # fmt: skip
 

@@ -100,8 +100,6 @@ def metrics_of(spec: JointSpec, task: str) -> dict[str, Metric]:
 
 def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
     """Score (`[N, K]` or `[N]`) and target `[N]` of a `predictions-*.arrow`."""
-    import torch
-
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all().combine_chunks()
         return _tensor(table["score"], table.schema.metadata), _tensor(table["target"], table.schema.metadata)
@@ -184,11 +182,13 @@ def _score(
         role, seed = about.pop("role"), about["seed"]
         file = f"predictions-{role}-{seed or 0}.arrow"
         _write_predictions(folder / file, score, target)
-        judged = {}
+        found_of = {}
         for metric, part in metrics.items():
             low, high = interval(values[metric], spec.compare.confidence)
-            judged[metric] = {"value": finite(part.compute(score, target, len(labels))), "low": finite(low), "high": finite(high)}
-        entries[role].append({**about, "confusion": _confusion(score, target, len(labels)) if labels else None, "metrics": judged, "predictions": file})
+            found_of[metric] = {"value": finite(part.compute(score, target, len(labels))), "low": finite(low), "high": finite(high)}
+        entries[role].append(
+            {**about, "confusion": _confusion(score, target, len(labels)) if labels else None, "metrics": found_of, "predictions": file}
+        )
     scores = {
         "task": task, "target": kind, "classes": labels, "rows": len(target), "rows_without_target": len(split) - len(target),
         "primary": next(iter(metrics)), "higher_is_better": {metric: part.higher_is_better for metric, part in metrics.items()},
@@ -252,7 +252,11 @@ def _champion_scores(
     ours, theirs = spec.tasks[task], model.spec.tasks[task]
     kind, other = spec.judged_as(task), model.spec.judged_as(task)
     if (ours.target, kind) != (theirs.target, other):
-        return None, "unfit", f"the champion's task '{task}' predicts the {_thing(other, theirs.target)}, not the {_thing(kind, ours.target)}"
+        return (
+            None,
+            "unfit",
+            f"the champion's task '{task}' predicts the {_thing(other, theirs.target)}, not the {_thing(kind, ours.target)}",
+        )
     try:
         found = np.asarray(model.scores(task, _raw_rows(data, manifest)), dtype=np.float32)
     except UserError as error:

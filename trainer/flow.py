@@ -176,7 +176,9 @@ def _run(root: str, key: str, spec: JointSpec) -> Json:
     result = _result(root, "train", key)
     trained = result.json("result.json")
     history = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
-    same = {task for task in trained["tasks"] if spec.tasks[task].judged and _primary(trained["spec"], task) == _primary(spec.to_json(), task)}
+    same = {
+        task for task in trained["tasks"] if spec.tasks[task].judged and _primary(trained["spec"], task) == _primary(spec.to_json(), task)
+    }
     for record in history:
         if "metric" in record:
             record["metric"] = {task: value for task, value in record["metric"].items() if task in same}

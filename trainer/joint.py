@@ -58,13 +58,16 @@ class Joint(nn.Module):
         """Models that no phase trains; None: those of which no parameter requires a gradient."""
         self.balance: Balance | None = None
         """The balance point of the micro-batch at hand; None: gradients of tasks add up as they are."""
-        self._sample = (next(self.parameters()),)  # in a tuple, or it would be registered twice
+        self._sample = (next(itertools.chain(self.heads.parameters(), self.parameters())),)  # in a tuple, or it would be registered twice
         self._passes: dict[tuple[str, ...], list[tuple[str, list[str], list[str]]]] = {}
         self._wides: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
     def split(self, groups: Sequence[tuple[set[str], set[str]]]) -> list[Joint]:
         """A Joint for each group of models and heads, which call each other's. What is in no group goes to the first."""
-        left = (self._models.keys() - {m for models, _ in groups for m in models}, self._heads.keys() - {h for _, heads in groups for h in heads})
+        left = (
+            self._models.keys() - {m for models, _ in groups for m in models},
+            self._heads.keys() - {h for _, heads in groups for h in heads},
+        )
         made = []
         for i, (models, heads) in enumerate(groups):
             mine = (models | left[0], heads | left[1]) if i == 0 else (models, heads)
@@ -160,7 +163,7 @@ class Joint(nn.Module):
     def _trunks(self, tasks: tuple[str, ...]) -> list[tuple[str, list[str], list[str]]]:
         """Model, columns and tasks of each forward pass of a trunk."""
         if tasks not in self._passes:
-            trunk = lambda name: (self.tasks[name].model, self.tasks[name].inputs)  # noqa: E731
+            trunk = lambda name: (self.tasks[name].model or "", self.tasks[name].inputs)  # noqa: E731
             groups = itertools.groupby(sorted(tasks, key=trunk), key=trunk)
             self._passes[tasks] = [(model, columns, list(names)) for (model, columns), names in groups]
         return self._passes[tasks]

@@ -205,7 +205,7 @@ class View(Protocol):
         """The objective of a task that this one reads."""
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
-        """`rows` `[B, ...]` of all ranks, in rank order, with gradients; and where this rank's begin. B may differ between ranks. Collective."""
+        """`rows` `[B, ...]` of all ranks, in rank order, with gradients; and where this rank's begin. B may differ. Collective."""
 
 
 class Objective(Part):

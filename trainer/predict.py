@@ -239,8 +239,9 @@ class Predictor:
         with torch.inference_mode():
             for task, output_BK in self.module.outputs(tasks, inputs).items():
                 objective, target = self.module.tasks[task].objective, self.spec.tasks[task].target
-                score = (output_BK if objective.wide else objective.predict(output_BK)).float().cpu().numpy()  # type: ignore[union-attr]  # a trained document is resolved
-                if self.spec.judged_as(task) == "number":
+                assert objective is not None  # of a trained document
+                score = (output_BK if objective.wide else objective.predict(output_BK)).float().cpu().numpy()
+                if self.spec.judged_as(task) == "number" and target is not None:
                     score = np.array(columns[target].decode(score, fitted[target]), np.float32)  # None becomes NaN
                 found[task] = score
         return found
@@ -255,6 +256,7 @@ class Predictor:
             yield from ({"value": _finite(value)} for value in scores.tolist())
             return
         best = np.where(np.isfinite(scores).all(1), scores.argmax(1), -1)
+        assert said.target is not None  # what has classes has a target
         values = self.spec.data[said.data].columns[said.target].decode(best, self.fitted[said.data][said.target])
         for value, row in zip(values, scores.tolist(), strict=True):
             yield {"value": value, "probabilities": dict(zip(classes, map(_finite, row), strict=True))}

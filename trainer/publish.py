@@ -191,9 +191,12 @@ def _task_type(inputs: set[str], target: str) -> str:
     if target == "number":
         return "tabular-regression"
     if target != "category":
-        return {"pairs": "feature-extraction", "tokens": "image-to-text", "boxes": "object-detection", "images": "unconditional-image-generation"}.get(
-            target, "other"
-        )
+        return {
+            "pairs": "feature-extraction",
+            "tokens": "image-to-text",
+            "boxes": "object-detection",
+            "images": "unconditional-image-generation",
+        }.get(target, "other")
     return "image-classification" if inputs == {"image"} else "text-classification" if inputs == {"text"} else "tabular-classification"
 
 

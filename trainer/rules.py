@@ -124,7 +124,13 @@ def inputs_fit_models(draft: Draft) -> Iterator[Finding]:
     first: dict[str, tuple[str, list[str]]] = {}
     for name, task in draft.readable():
         model = draft.models.get(task.model) if task.model is not None else None
-        if model is None or task.model is None or task.input is None or task.target in task.inputs or len(set(task.inputs)) < len(task.inputs):
+        if (
+            model is None
+            or task.model is None
+            or task.input is None
+            or task.target in task.inputs
+            or len(set(task.inputs)) < len(task.inputs)
+        ):
             continue
         called = f"model '{task.model}' ({model.kind})"
         most = model.most_inputs
@@ -212,7 +218,9 @@ def _trained(draft: Draft, name: str, phase: Phase) -> Iterator[Finding]:
     path: Path = ("phases", name, "train")
     tasks = [draft.tasks.get(task) for task in draft.phase_tasks(phase)]
     used = {model for task in tasks if task is not None for model in draft.models_of(task)}
-    known = draft.sound(("phases", name, "tasks")) and all(task is not None for task in tasks) and used <= draft.models.keys() and bool(used)
+    known = (
+        draft.sound(("phases", name, "tasks")) and all(task is not None for task in tasks) and used <= draft.models.keys() and bool(used)
+    )
     for i, model in enumerate(phase.train or []):
         if model not in draft.models and draft.listed("models"):
             yield Finding((*path, i), f"no model is called {shown(model)}", one_of(model, draft.models))

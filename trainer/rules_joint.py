@@ -79,7 +79,9 @@ def _read(draft: Draft, path: Path, name: str, task: Task, other: str) -> Iterat
         found, wanted = here.columns.get(column), there.columns.get(column)
         if wanted is not None and (found is None or found.kind != wanted.kind):
             finding = f"task '{other}' sees column '{column}' ({wanted.kind}), which dataset '{task.data}' does not have"
-            yield Finding(path, finding, f"give the dataset such a column, or name tasks that see others; they need {', '.join(read.inputs)}")
+            yield Finding(
+                path, finding, f"give the dataset such a column, or name tasks that see others; they need {', '.join(read.inputs)}"
+            )
     mine, theirs = here.columns.get(task.target or ""), there.columns.get(read.target or "")
     if mine is not None and theirs is not None and mine.kind != theirs.kind and task.target is not None:
         yield Finding(
@@ -123,7 +125,9 @@ def rounds_fit(draft: Draft) -> Iterator[Finding]:
             shared = (found[0] & theirs[0]) or (found[1] & theirs[1])
             if found != theirs and shared:
                 both = ", ".join(sorted(shared))
-                finding = f"trains {both}, as phase '{other}' does, but not all that it trains: each set of models has one optimiser in all rounds"
+                finding = (
+                    f"trains {both}, as phase '{other}' does, but not all that it trains; a set of models has one optimiser in all rounds"
+                )
                 yield Finding(("phases", name, "train"), finding, "train the same models in both, or different ones")
                 break
         if found in optimizers and phase.optimizer is not None:
@@ -139,7 +143,9 @@ def syncs_follow_what_learns(draft: Draft) -> Iterator[Finding]:
         found = learning(draft, phase) if phase is not None and draft.sound(("phases", name)) else None
         for i, sync in enumerate(phase.syncs if phase is not None and found is not None else ()):
             if found is not None and sync.of not in found[0]:
-                yield Finding(("phases", name, "syncs", i), f"no model that learns here is called {shown(sync.of)}", one_of(sync.of, found[0]))
+                yield Finding(
+                    ("phases", name, "syncs", i), f"no model that learns here is called {shown(sync.of)}", one_of(sync.of, found[0])
+                )
 
 
 def gradients_stay_plain(draft: Draft) -> Iterator[Finding]:
@@ -152,7 +158,9 @@ def gradients_stay_plain(draft: Draft) -> Iterator[Finding]:
         for task_name in draft.phase_tasks(phase) if looks else ():
             task = draft.tasks.get(task_name)
             if task is not None and task.objective is not None and task.objective.wide:
-                finding = f"{balancer.kind} weighs gradients at one representation, and task '{task_name}' ({task.objective.kind}) reads several"
+                finding = (
+                    f"{balancer.kind} weighs gradients at one representation, and task '{task_name}' ({task.objective.kind}) reads several"
+                )
                 yield Finding(("phases", name, "balancer"), finding, "write equal, static, uncertainty or another that reads losses only")
                 break
     if draft.train is None or draft.train.zero.stage < 3 or not draft.sound(("train", "zero")):

@@ -762,7 +762,9 @@ def _gramian(balancer: Balancer, plan: PhasePlan, module: Joint, spec: JointSpec
         return None
     asked = balancer.gram or Gram(source=balancer.default_gram if balancer.needs_gram else "representation")
     layers = {}
-    for model in dict.fromkeys(m for task in plan.tasks if (m := spec.tasks[task].model) is not None) if asked.source != "representation" else ():
+    for model in (
+        dict.fromkeys(m for task in plan.tasks if (m := spec.tasks[task].model) is not None) if asked.source != "representation" else ()
+    ):
         layer = last_layer(module.models[model], asked.layer)
         if layer is None:
             known = [name for name, part in module.models[model].named_modules() if isinstance(part, LAYERS)]

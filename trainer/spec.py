@@ -205,7 +205,7 @@ class JointSpec(Section):
         1,
         ge=1,
         le=10**9,
-        description="Times that the list of phases is gone through. With more than one, phases say steps, and optimisers live through all rounds.",
+        description="Times that the list of phases is gone through; lengths of phases are per round, optimisers last.",
     )
     train: Train = Field(default_factory=Train, description="Optimisation.")
     compare: Compare = Field(default_factory=Compare, description="Judgement.")
@@ -272,7 +272,7 @@ class JointSpec(Section):
     def learning(self, phase: str) -> tuple[set[str], set[str]]:
         """Models and heads (by task) that learn in a phase."""
         chosen = self.phase_tasks(phase)
-        taught = [other for task in chosen for other in (self.tasks[task].objective.teaches() if self.tasks[task].objective else ())]  # type: ignore[union-attr]
+        taught = [other for task in chosen if (o := self.tasks[task].objective) for other in o.teaches()]
         heads = {*chosen, *taught}
         learn = self.phases[phase].train
         if learn is not None:

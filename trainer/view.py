@@ -62,20 +62,25 @@ class Look:
 
     @property
     def columns(self) -> Mapping[str, Tensor]:
+        """Tensors of the columns at hand."""
         return self._shared.columns
 
     def head(self, task: str | None = None) -> nn.Module:
+        """The module that the objective of a task made."""
         return self._shared.joint.head(task or self.task)
 
     def model(self, name: str) -> nn.Module:
+        """A model of the document."""
         return self._shared.joint.model(name)
 
     def objective(self, task: str) -> Objective:
+        """The objective of a task."""
         found = self._shared.joint.tasks[task].objective
         assert found is not None  # of a resolved document
         return found
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Rows of all ranks, and where this one's begin."""
         return gather(rows, self._shared.joint.ranks)
 
 

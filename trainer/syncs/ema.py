@@ -27,9 +27,11 @@ class Ema(Sync):
     publish: bool = Field(True, description="Whether the average takes the place of the raw parameters in what is evaluated and published.")
 
     def init(self, pieces: Mapping[str, Tensor]) -> State:
+        """The parameters that training starts from."""
         return {_STEPS: 0, **{name: piece.float().clone() for name, piece in pieces.items()}}
 
     def follow(self, pieces: Mapping[str, Tensor], state: State) -> State:
+        """One step of the average."""
         # early averages would be mostly the random start: as in Tarvainen & Valpola, NeurIPS 2017, the decay grows into its value
         decay = min(self.decay, (1 + state[_STEPS]) / (10 + state[_STEPS]))
         for name, piece in pieces.items():
@@ -37,4 +39,5 @@ class Ema(Sync):
         return {**state, _STEPS: state[_STEPS] + 1}
 
     def published(self, whole: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The average, unless only checkpoints are to have it."""
         return {name: value for name, value in whole.items() if name != _STEPS} if self.publish else {}
