@@ -1,27 +1,59 @@
-"""Launching a training run on this machine: torchrun where there are several ranks, a plain process where there is one."""
+"""Launching a training run: on a cluster, or on this machine.
+
+Here it is torchrun where there are several ranks, a plain process where there is one; `components/cluster.py` does the rest.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from components.target import Target, launcher_of
 from trainer.errors import CotrainError, Fault, Stopped, UserError
+from trainer.node import call, rank_environment
 from trainer.observe import emit, words
 from trainer.requests import write_request
 from trainer.results import Result, fetch
 
-SHUTDOWN_TIMEOUT_S = 600
-"""How long ranks have to save their state after SIGTERM; torchrun's own default is 30."""
+if TYPE_CHECKING:
+    from kfp.dsl import TaskConfig
+
+
+def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig | None = None) -> Result:
+    """The result of a training request: found, or trained now where its document says.
+
+    Args:
+        root: where results are kept.
+        request: what to train (see `trainer.requests`).
+        image: image of the pods that train, if there are any; empty: what COTRAIN_IMAGE says.
+        pods: what a pipeline asks for on behalf of those pods.
+    """
+    if launcher_of(request["spec"]["cluster"]) == "local":
+        return train_here(root, request)
+    from components.cluster import train_there
+
+    return train_there(root, request, Target.from_environment(root, **(asked(pods) | ({"image": image} if image else {}))))
+
+
+def asked(pods: TaskConfig | None) -> dict[str, Any]:
+    """Fields of a target that a pipeline's task asks for. Variables by which a step finds itself are not for other pods."""
+    if pods is None:
+        return {}
+    fields: dict[str, Any] = {
+        "node_selector": pods.node_selector,
+        "affinity": pods.affinity,
+        "resources": pods.resources,
+        **{name: tuple(getattr(pods, name) or ()) for name in ("tolerations", "volumes", "volume_mounts")},
+        "env": tuple(entry for entry in pods.env or () if not entry["name"].startswith("COTRAIN_")),
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def train_here(root: str, request: dict[str, Any]) -> Result:
@@ -53,7 +85,7 @@ def _train(root: str, request: dict[str, Any]) -> Result:
         command = [sys.executable, *torchrun, *command]
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     try:
-        code, stopped = _call(command, os.environ | _environment(ranks, failures))
+        code, stopped = call(command, os.environ | rank_environment(ranks, failures))
         left = words(failures)
     finally:
         shutil.rmtree(failures, ignore_errors=True)
@@ -71,44 +103,3 @@ def _train(root: str, request: dict[str, Any]) -> Result:
     if first["faults"]:
         raise UserError(Fault(**fault) for fault in first["faults"])
     raise CotrainError(f"{first['who']} failed first: {first['message']}\n{first['traceback']}".rstrip())
-
-
-def _call(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """The exit code of a command that SIGTERM is passed on to, once, and whether there was one."""
-    process: subprocess.Popen[bytes] | None = None
-    asked = passed = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        pass_on()
-
-    def pass_on() -> None:
-        nonlocal passed
-        if asked and process and not passed:
-            passed = True
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        process = subprocess.Popen(command, env=environment)
-        pass_on()
-        return process.wait(), asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _environment(ranks: int, failures: Path) -> dict[str, str]:
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    return {
-        "COTRAIN_FAILURES": str(failures),
-        "COTRAIN_STARTED": str(time.time()),
-        "COTRAIN_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        # threads that wait give up their core: spinning makes a step 10 times as long where others need the cores too
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        # importing DeepSpeed would otherwise import the compiler that nothing here uses
-        "TORCHDYNAMO_DISABLE": "1",
-        "TORCH_COMPILE_DISABLE": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT_S),
-    }
