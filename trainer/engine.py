@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -70,11 +71,11 @@ def open_engine(module: Joint, optimizer: Optimizer, train: Train, ranks: int, d
     return _TorchEngine(module, optimizer, train)
 
 
-def init_distributed(device: torch.device) -> None:
-    """Join the process group through DeepSpeed, without waiting for its compiler."""
+def init_distributed(device: torch.device, timeout_s: float) -> None:
+    """Join the process group through DeepSpeed, without waiting for its compiler. Ranks wait `timeout_s` for one another."""
     deepspeed = _deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, verbose=False)
+    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout_s))
 
 
 def _deepspeed(device: torch.device) -> Any:
