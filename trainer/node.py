@@ -24,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from trainer.elastic import environment, is_elastic, last_incident, rendezvous
+from trainer.errors import UserError
 from trainer.observe import words
 from trainer.results import MANIFEST
 from trainer.stores import open_store
@@ -134,17 +136,13 @@ def message(left: list[dict[str, Any]]) -> str:
     return text
 
 
-def trained(root: str, key: str) -> bool:
-    """Whether a run has its result."""
-    return open_store(root).exists(f"results/train/{key}/{MANIFEST}")
-
-
 def main() -> int:
     """Run this node's ranks; the exit codes are above."""
     root, key, *options = sys.argv[1:]
     elastic = is_elastic(options)
-    if elastic and trained(root, key):  # it was lost, came back, and the others are done
-        return 0
+    with suppress(UserError):  # of a store: the ranks say it better
+        if trained(root, key):  # it was lost, or is late, and the others are done
+            return 0
     processes = os.environ.get("PET_NPROC_PER_NODE", "")
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     ranks = [sys.executable, "-m", "trainer.run", root, key]

@@ -360,6 +360,10 @@ class Store:
         """Copy one key to a local file (pathlib.Path). Raises FileNotFoundError if there is no such key."""
         file.write_bytes(self.read(key))
 
+    def clock_s(self) -> float | None:
+        """Seconds by which the store's clock is ahead of this machine's; None where it has no clock of its own."""
+        return None
+
     def download(self, prefix: str, folder: Any) -> Any:
         """A local folder (pathlib.Path) with every file below `prefix`.
 

@@ -169,7 +169,7 @@ class Cluster(Section):
     node_selector: dict[str, str] = Field({}, description="Labels that machines must have.")
     tolerations: list[Toleration] = Field([], description="Taints of machines that don't matter.")
     max_restarts: int = Field(
-        3, ge=0, le=1000, description="How often it starts again after a failure; preemption is none. For trainjob the runtime may allow less."
+        3, ge=0, le=1000, description="How often it starts again after a failure; preemption is none. A TrainJob's runtime may allow less."
     )
     deadline_hours: float = Field(168.0, gt=0, description="Hours it may run, time in a queue not counted; then it is stopped.")
     peer_timeout_s: float = Field(
