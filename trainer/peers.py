@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,6 +25,7 @@ SKEW_S = 30.0
 """Clocks that differ by more are a fault: logs and deadlines contradict each other, and stores refuse requests."""
 _SAY_S = 10.0
 _CONNECT_S = 3.0
+_PART_S = 10.0
 _NETWORK = (
     "allow all TCP ports between the pods of a training job: NetworkPolicy (k8s/components/network-policy does), service mesh, firewall"
 )
@@ -79,15 +80,26 @@ def meet(
         found: this node's own faults, which the others are told.
         gpu: whether to add up over NCCL instead of gloo.
     """
-    from torch.distributed import TCPStore
-
     if meeting.node and (fault := _come(meeting, say)):
         return [fault]
+    try:
+        return _at_table(meeting, found, gpu, say)
+    except RuntimeError as error:  # torch's own errors derive from it
+        if meeting.node == 0:
+            return [Fault(f"port {meeting.port}", f"node 0 can't listen there: {_first_line(error)}", "set another PET_MASTER_PORT")]
+        return [Fault("node 0", f"node {meeting.node} lost it: {_first_line(error)}", _REMEDY["refused"])]
+
+
+def _at_table(meeting: Meeting, found: Sequence[Fault], gpu: bool, say: Callable[[str], None]) -> list[Fault]:
+    from torch.distributed import TCPStore
+
     table = TCPStore(meeting.host, meeting.port, is_master=meeting.node == 0, wait_for_workers=False, timeout=timedelta(seconds=REDUCE_S))
     table.set(f"found/{meeting.node}", json.dumps([vars(fault) for fault in found]))
+    missing: list[int] = []
     try:
-        missing = _gather(table, meeting, "found", meeting.wait_s, say)
+        missing = _gather(table, meeting, "found", range(meeting.nodes), meeting.wait_s, say)
         if missing:
+            table.set("absent", json.dumps(missing))
             return [_absent(meeting, node) for node in missing]
         others = _found_by_others(table, meeting)
         if others or found:
@@ -97,7 +109,7 @@ def meet(
         # the table lives in node 0: it stays until everybody has read what is in it
         table.set(f"done/{meeting.node}", "")
         if meeting.node == 0:
-            _gather(table, meeting, "done", 10.0, lambda line: None)
+            _gather(table, meeting, "done", set(range(meeting.nodes)) - set(missing), _PART_S, lambda line: None)
 
 
 def _come(meeting: Meeting, say: Callable[[str], None]) -> Fault | None:
@@ -144,16 +156,18 @@ def _absent(meeting: Meeting, node: int) -> Fault:
     return Fault(f"node {node}", f"did not come within {meeting.wait_s:g} s", _REMEDY["unknown"])
 
 
-def _gather(table: object, meeting: Meeting, what: str, wait_s: float, say: Callable[[str], None]) -> list[int]:
-    """Wait until every node has written `what`; who has not, when the time is up or one of them is seen to be cut off."""
+def _gather(table: object, meeting: Meeting, what: str, nodes: Iterable[int], wait_s: float, say: Callable[[str], None]) -> list[int]:
+    """Wait until `nodes` have written `what`; who has not, when the time is up or one of them is seen to be cut off."""
     started = said = time.monotonic()
     silent: dict[int, float] = {}
-    missing = list(range(meeting.nodes))
+    missing = list(nodes)
     while True:
         missing = [node for node in missing if not table.check([f"{what}/{node}"])]  # type: ignore[attr-defined]
         now = time.monotonic()
         if not missing or now - started > wait_s:
             return missing
+        if what == "found" and table.check(["absent"]):  # type: ignore[attr-defined]
+            return list(json.loads(table.get("absent")))  # type: ignore[attr-defined]
         if now - said > _SAY_S:
             said = now
             say(f"node {meeting.node} waits for {_listed(missing)} of {meeting.nodes} nodes ({now - started:.0f} s)")
@@ -215,6 +229,10 @@ def _add_up(table: object, meeting: Meeting, gpu: bool) -> list[Fault]:
             Fault("network", f"an all-reduce of ones across {meeting.nodes} nodes gave {total}", "check the network's offloading and MTU")
         ]
     return skewed(clock_N.tolist())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def skewed(clock_N: Sequence[float]) -> list[Fault]:
