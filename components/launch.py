@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ from trainer.results import Result, fetch
 
 if TYPE_CHECKING:
     from kfp.dsl import TaskConfig
+
+NAMESPACES = "COTRAIN_NAMESPACES"
+"""Set to 1: each of several local nodes gets a network namespace and an address of its own."""
 
 
 def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig | None = None) -> Result:
@@ -76,16 +80,9 @@ def train_here(root: str, request: dict[str, Any]) -> Result:
 
 
 def _train(root: str, request: dict[str, Any]) -> Result:
-    cluster = request["spec"]["cluster"]
-    ranks = cluster["nodes"] * (cluster["gpus_per_node"] or cluster["processes_per_node"])
-    command = [sys.executable, "-m", "trainer.run", root, request["key"]]
-    if ranks > 1:
-        # by its loopback address: in a container the machine's name need not resolve
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--no-python"]
-        command = [sys.executable, *torchrun, *command]
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     try:
-        code, stopped = call(command, os.environ | rank_environment(ranks, failures))
+        code, stopped = (_on_nodes if request["spec"]["cluster"]["nodes"] > 1 else _on_one_node)(root, request, failures)
         left = words(failures)
     finally:
         shutil.rmtree(failures, ignore_errors=True)
@@ -103,3 +100,32 @@ def _train(root: str, request: dict[str, Any]) -> Result:
     if first["faults"]:
         raise UserError(Fault(**fault) for fault in first["faults"])
     raise CotrainError(f"{first['who']} failed first: {first['message']}\n{first['traceback']}".rstrip())
+
+
+def _on_one_node(root: str, request: dict[str, Any], failures: Path) -> tuple[int, bool]:
+    """The exit code, and whether there was a SIGTERM."""
+    cluster = request["spec"]["cluster"]
+    ranks = cluster["gpus_per_node"] or cluster["processes_per_node"]
+    command = [sys.executable, "-m", "trainer.run", root, request["key"]]
+    if ranks > 1:
+        # by its loopback address: in a container the machine's name need not resolve
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--no-python"]
+        command = [sys.executable, *torchrun, *command]
+    return call(command, os.environ | rank_environment(ranks, failures))
+
+
+def _on_nodes(root: str, request: dict[str, Any], failures: Path) -> tuple[int, bool]:
+    """As `_on_one_node`, for the TrainJob that a cluster would be given: its nodes are processes of this machine."""
+    from components.manifests import render
+    from components.netns import Network
+    from components.nodes import Nodes
+    from components.rendered import pods_of
+
+    def again() -> None:  # what counts is how the last attempt ends
+        for word in failures.iterdir():
+            word.unlink()
+
+    pods = pods_of(render(request, Target(root), "trainjob"))
+    with Network(pods.nodes) if os.environ.get(NAMESPACES) == "1" else nullcontext() as network:
+        ended = Nodes(pods, network=network, left=failures, again=again).run()
+    return ended.code, ended.stopped
