@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,8 @@ class Balance:
     """Also make the Gramian of all shared parameters, at one backward pass a task: the reference for the cheap ones."""
     even_P: Tensor | None = None
     """What the summed losses are multiplied by to be each rank's share of their means."""
+    repeatable: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Surrounds each backward pass through a part of the model that is gone through again."""
     weigh: Weigh | None = None
     combine: Callable[[Tensor], Tensor] | None = None
     """Instead of weights: one update from the task gradients `[P, N]` of each point, coordinate by coordinate."""
@@ -83,7 +86,8 @@ class Balance:
 
     def views(self, reached: Sequence[Reached]) -> list[dict[str, Tensor]]:
         """A view of each representation for each of its tasks."""
-        self.points = [_Point(point.z, [list(self.tasks).index(task) for task in point.tasks], point.seen or Seen()) for point in reached]
+        place = {task: p for p, task in enumerate(self.tasks)}
+        self.points = [_Point(point.z, [place[task] for task in point.tasks], point.seen or Seen(), self.repeatable) for point in reached]
         flat = iter(_Op.apply(self, *(point.z for point in self.points)))
         return [{task: next(flat) for task in point.tasks} for point in reached]
 
@@ -167,8 +171,8 @@ class Reached:
 
 
 class _Point:
-    def __init__(self, z: Tensor, tasks: list[int], seen: Seen) -> None:
-        self.z, self.tasks, self.seen = z, tasks, seen
+    def __init__(self, z: Tensor, tasks: list[int], seen: Seen, repeatable: Callable[[], AbstractContextManager[None]]) -> None:
+        self.z, self.tasks, self.seen, self.repeatable = z, tasks, seen, repeatable
 
     def inside(self, grads_TN: Tensor) -> Iterator[Tensor]:
         """Task gradients `[T, N]` at each balance point inside the model; where there is none, at what it returned."""
@@ -203,7 +207,8 @@ class _Point:
         grad = grad_N.view_as(self.z)
         if len(to) == 1 and to[0] is self.z:
             return [grad]
-        return _gradients(self.z, to, grad)
+        with self.repeatable():
+            return _gradients(self.z, to, grad)
 
 
 def _gradients(of: Tensor | Sequence[Tensor], to: Sequence[Tensor], grad: Tensor | Sequence[Tensor] | None = None) -> list[Tensor]:

@@ -87,6 +87,7 @@ def joint_step(
         point = None
         if gram is not None:
             point = engine.module.balance = gram.point(world, seen, even_P, step if micro == 0 else None, engine.scale)
+            point.repeatable = engine.repeatable
         sums_P = engine.losses(seen, batches)
         if ahead:
             found_P, micro_P = world.sum(sums_P.detach(), rows[micro])
