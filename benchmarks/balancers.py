@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer import catalog
-from trainer.balance import Gramian, last_layer
+from trainer.balance import Gramian
 from trainer.engine import open_engine
 from trainer.joint import Joint
 from trainer.nets import Mlp
+from trainer.points import Place
 from trainer.spec import Task, Train
 from trainer.step import joint_step
 from trainer.world import World
@@ -75,8 +76,7 @@ def ours(kind: str, tasks: int, big: bool, method: str, source: str) -> Callable
     balancer = catalog.parser("balancer")(method)
     gram = None
     if balancer.needs_gram:
-        layer = last_layer(body, None)
-        gram = Gramian(source, layers={"m": layer} if source == "last_layer" and layer else {})
+        gram = Gramian(source, places={"m": Place(body, source)})
     state = balancer.init(list(spec))
     batch = [{"d": ({"x": x}, y)}]
     present = list(range(tasks))

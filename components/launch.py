@@ -1,27 +1,63 @@
-"""Launching a training run on this machine: torchrun where there are several ranks, a plain process where there is one."""
+"""Launching a training run: on a cluster, or on this machine.
+
+Here it is torchrun where there are several ranks, a plain process where there is one; `components/cluster.py` does the rest.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from components.target import Target, launcher_of
 from trainer.errors import CotrainError, Fault, Stopped, UserError
+from trainer.node import call, rank_environment
 from trainer.observe import emit, words
 from trainer.requests import write_request
 from trainer.results import Result, fetch
 
-SHUTDOWN_TIMEOUT_S = 600
-"""How long ranks have to save their state after SIGTERM; torchrun's own default is 30."""
+if TYPE_CHECKING:
+    from kfp.dsl import TaskConfig
+
+NAMESPACES = "COTRAIN_NAMESPACES"
+"""Set to 1: each of several local nodes gets a network namespace and an address of its own."""
+
+
+def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig | None = None) -> Result:
+    """The result of a training request: found, or trained now where its document says.
+
+    Args:
+        root: where results are kept.
+        request: what to train (see `trainer.requests`).
+        image: image of the pods that train, if there are any; empty: what COTRAIN_IMAGE says.
+        pods: what a pipeline asks for on behalf of those pods.
+    """
+    if launcher_of(request["spec"]["cluster"]) == "local":
+        return train_here(root, request)
+    from components.cluster import train_there
+
+    return train_there(root, request, Target.from_environment(root, **(asked(pods) | ({"image": image} if image else {}))))
+
+
+def asked(pods: TaskConfig | None) -> dict[str, Any]:
+    """Fields of a target that a pipeline's task asks for. Variables by which a step finds itself are not for other pods."""
+    if pods is None:
+        return {}
+    fields: dict[str, Any] = {
+        "node_selector": pods.node_selector,
+        "affinity": pods.affinity,
+        "resources": pods.resources,
+        **{name: tuple(getattr(pods, name) or ()) for name in ("tolerations", "volumes", "volume_mounts")},
+        "env": tuple(entry for entry in pods.env or () if not entry["name"].startswith("COTRAIN_")),
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def train_here(root: str, request: dict[str, Any]) -> Result:
@@ -44,16 +80,9 @@ def train_here(root: str, request: dict[str, Any]) -> Result:
 
 
 def _train(root: str, request: dict[str, Any]) -> Result:
-    cluster = request["spec"]["cluster"]
-    ranks = cluster["nodes"] * (cluster["gpus_per_node"] or cluster["processes_per_node"])
-    command = [sys.executable, "-m", "trainer.run", root, request["key"]]
-    if ranks > 1:
-        # by its loopback address: in a container the machine's name need not resolve
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--no-python"]
-        command = [sys.executable, *torchrun, *command]
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     try:
-        code, stopped = _call(command, os.environ | _environment(ranks, failures))
+        code, stopped = (_on_nodes if request["spec"]["cluster"]["nodes"] > 1 else _on_one_node)(root, request, failures)
         left = words(failures)
     finally:
         shutil.rmtree(failures, ignore_errors=True)
@@ -73,42 +102,30 @@ def _train(root: str, request: dict[str, Any]) -> Result:
     raise CotrainError(f"{first['who']} failed first: {first['message']}\n{first['traceback']}".rstrip())
 
 
-def _call(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """The exit code of a command that SIGTERM is passed on to, once, and whether there was one."""
-    process: subprocess.Popen[bytes] | None = None
-    asked = passed = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        pass_on()
-
-    def pass_on() -> None:
-        nonlocal passed
-        if asked and process and not passed:
-            passed = True
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        process = subprocess.Popen(command, env=environment)
-        pass_on()
-        return process.wait(), asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _on_one_node(root: str, request: dict[str, Any], failures: Path) -> tuple[int, bool]:
+    """The exit code, and whether there was a SIGTERM."""
+    cluster = request["spec"]["cluster"]
+    ranks = cluster["gpus_per_node"] or cluster["processes_per_node"]
+    command = [sys.executable, "-m", "trainer.run", root, request["key"]]
+    if ranks > 1:
+        # by its loopback address: in a container the machine's name need not resolve
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--no-python"]
+        command = [sys.executable, *torchrun, *command]
+    return call(command, os.environ | rank_environment(ranks, failures))
 
 
-def _environment(ranks: int, failures: Path) -> dict[str, str]:
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    return {
-        "COTRAIN_FAILURES": str(failures),
-        "COTRAIN_STARTED": str(time.time()),
-        "COTRAIN_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        # threads that wait give up their core: spinning makes a step 10 times as long where others need the cores too
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        # importing DeepSpeed would otherwise import the compiler that nothing here uses
-        "TORCHDYNAMO_DISABLE": "1",
-        "TORCH_COMPILE_DISABLE": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT_S),
-    }
+def _on_nodes(root: str, request: dict[str, Any], failures: Path) -> tuple[int, bool]:
+    """As `_on_one_node`, for the TrainJob that a cluster would be given: its nodes are processes of this machine."""
+    from components.manifests import render
+    from components.netns import Network
+    from components.nodes import Nodes
+    from components.rendered import pods_of
+
+    def again() -> None:  # what counts is how the last attempt ends
+        for word in failures.iterdir():
+            word.unlink()
+
+    pods = pods_of(render(request, Target(root), "trainjob"))
+    with Network(pods.nodes) if os.environ.get(NAMESPACES) == "1" else nullcontext() as network:
+        ended = Nodes(pods, network=network, left=failures, again=again).run()
+    return ended.code, ended.stopped

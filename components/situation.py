@@ -224,6 +224,10 @@ def _ignorable(message: str) -> bool:
 
 
 def _told(situation: Situation, event: Json) -> Situation:
+    created_s = seconds((situation.job or {}).get("metadata", {}).get("creationTimestamp"))
+    told_s = seconds(event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp"))
+    if created_s is not None and told_s is not None and told_s < created_s - 1:
+        return situation  # of an earlier job of that name
     about, reason, message = event.get("involvedObject", {}), event.get("reason", ""), event.get("message", "")
     name = about.get("name", "")
     if reason == "SuccessfulDelete":

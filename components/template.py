@@ -29,7 +29,7 @@ def command(request: Mapping[str, Any], target: Target) -> tuple[list[str], list
 
 def _options(cluster: Mapping[str, Any]) -> list[str]:
     """Options of torchrun: none where all nodes are needed."""
-    if cluster.get("min_nodes") is None:
+    if not (cluster.get("min_nodes") or cluster["nodes"]) < cluster["nodes"]:
         return []
     return [
         f"--nnodes={cluster['min_nodes']}:{cluster['nodes']}",

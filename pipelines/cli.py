@@ -143,14 +143,10 @@ def compile_(output: str, image: str | None) -> None:
     """Compile the pipeline that `run` executes, for a cluster."""
     if not output.endswith((".yaml", ".json")):
         raise UserError.at("--output", f"'{output}' is neither .yaml nor .json", "name a .yaml file")
-    if image:
-        os.environ["COTRAIN_IMAGE"] = image
-    from kfp import compiler
+    from pipelines.compiled import compile_pipeline
 
-    from pipelines.joint import joint
-
-    compiler.Compiler().compile(joint, output)
-    click.echo(f"{output}: pipeline 'cotrain', parameters spec and root")
+    Path(output).write_text(compile_pipeline(image))
+    click.echo(f"{output}: pipeline 'cotrain'")
 
 
 @main.command()

@@ -19,6 +19,7 @@ from trainer.balance import Gramian
 from trainer.engine import open_engine
 from trainer.joint import Joint
 from trainer.order import share
+from trainer.points import Place
 from trainer.spec import Task, Train
 from trainer.step import joint_step
 from trainer.world import World, open_world
@@ -61,8 +62,8 @@ def train(world: World, case: dict[str, Any]) -> dict[str, Tensor]:
     optimizer = catalog.parser("optimizer")({"kind": "sgd", "lr": LR, "momentum": 0.5})
     train = Train(batch=ROWS, zero=case["stage"], accumulate=case["accumulate"], clip=None)
     engine = open_engine(module, optimizer, train, world.size, world.device)
-    layers = {"m": module.models["m"].last} if case["source"] != "representation" else {}
-    gram = Gramian(case["source"], columns=case.get("columns", 64), layers=layers, probe_every=case.get("probe_every"))
+    place = Place(module.models["m"], case["source"], None if case["source"] == "representation" else "last")
+    gram = Gramian(case["source"], columns=case.get("columns", 64), places={"m": place}, probe_every=case.get("probe_every"))
     state, (x, y) = balancer.init(list(SPEC)), rows()
     for step in range(STEPS):
         batches = []

@@ -5,9 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainer.predict import Predictor
 
-__all__ = ["load"]
+__all__ = ["balance_point", "load"]
+
+
+def balance_point(z: Tensor) -> Tensor:
+    """Say that task gradients are to be compared here, in a model of your own. Returns `z` as it is.
+
+    Called in the forward pass, once or several times (after each of several encoders, say): the Gramians add up. Outside
+    of balanced training it does nothing. See docs/balancing.md.
+
+    Raises:
+        LaunchError: inside an activation checkpoint with `use_reentrant=True`, which autograd can't look into.
+    """
+    from trainer.points import mark  # here, so that `import trainer` does not import torch
+
+    return mark(z)
 
 
 def load(uri: str, device: str = "cpu") -> Predictor:

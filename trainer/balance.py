@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import LaunchError
+from trainer.points import Place, Seen, as_rows, directions, outputs_as_rows
 from trainer.world import World
-
-LAYERS = (nn.Linear, nn.Conv2d)
-"""Kinds of layer whose weight gradients can be made of their inputs and the gradients of their outputs."""
 
 Weigh = Callable[[Tensor], Tensor]
 """Weights `[P]` float32 from the Gramian `[P, P]` float32, both on the device; the same on every rank."""
@@ -35,7 +34,8 @@ class Gramian:
     source: str
     """`representation`, `last_layer` or `exact`; on steps between two exact ones `last_layer`, which beats a stale exact one."""
     columns: int = 64
-    layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By model. Without one, the representation is what the model returns."""
     every: int = 1
     """Steps between exact Gramians where they are the source."""
     probe_every: int | None = None
@@ -50,7 +50,7 @@ class Gramian:
         cheap = "representation" if self.source == "representation" else "last_layer"
         exact = step is not None and self.due(step)
         use_exact = exact and self.source == "exact" and step % self.every == 0  # type: ignore[operator]
-        return Balance(world, tasks, "exact" if use_exact else cheap, self.columns, self.layers, scale, exact, even_P)
+        return Balance(world, tasks, "exact" if use_exact else cheap, self.columns, self.places, scale, exact, even_P)
 
 
 @dataclass
@@ -61,26 +61,33 @@ class Balance:
     tasks: Sequence[str]
     source: str = "representation"
     columns: int = 64
-    layers: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Last shared layer of each model, where `source` needs it."""
+    places: Mapping[str, Place] = field(default_factory=dict)
     scale: float = 1.0
     """Loss scale of fp16: gradients come multiplied by it."""
     exact: bool = False
     """Also make the Gramian of all shared parameters, at one backward pass a task: the reference for the cheap ones."""
     even_P: Tensor | None = None
     """What the summed losses are multiplied by to be each rank's share of their means."""
+    repeatable: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Surrounds each backward pass through a part of the model that is gone through again."""
     weigh: Weigh | None = None
     combine: Callable[[Tensor], Tensor] | None = None
     """Instead of weights: one update from the task gradients `[P, N]` of each point, coordinate by coordinate."""
     weight_P: Tensor | None = None
     exact_PP: Tensor | None = None
+    gained_P: Tensor | None = None
+    """Inner products of the exact task gradients with the update that `combine` made, where there is an exact look."""
+    moved: Tensor | None = None
+    """Length of that update."""
     gram_PP: Tensor | None = None
     points: list[_Point] = field(default_factory=list)
     _measuring: bool = False
+    _exact: tuple[Sequence[nn.Parameter], Tensor] | None = None
 
     def views(self, reached: Sequence[Reached]) -> list[dict[str, Tensor]]:
         """A view of each representation for each of its tasks."""
-        self.points = [_Point(point.z, [list(self.tasks).index(task) for task in point.tasks], point.layer) for point in reached]
+        place = {task: p for p, task in enumerate(self.tasks)}
+        self.points = [_Point(point.z, [place[task] for task in point.tasks], point.seen or Seen(), self.repeatable) for point in reached]
         flat = iter(_Op.apply(self, *(point.z for point in self.points)))
         return [{task: next(flat) for task in point.tasks} for point in reached]
 
@@ -90,29 +97,40 @@ class Balance:
         try:
             rows = []
             for total, even in zip(sums_P, self.even_P, strict=True):  # type: ignore[arg-type]
-                found = torch.autograd.grad(total * even, list(shared), retain_graph=True, allow_unused=True)
-                rows.append(
-                    torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(found, shared, strict=True)])
-                )
+                rows.append(torch.cat([g.flatten().float() for g in _gradients(total * even, shared)]))
         finally:
             self._measuring = False
         (flat,) = self.world.sum(torch.stack(rows).flatten())
         rows_PN = flat.view(len(rows), -1) / self.world.size
         self.exact_PP = rows_PN @ rows_PN.T
+        self._exact = shared, rows_PN
 
     def solve(self, grads: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The gradient of each representation, from those of its tasks."""
         parts = [torch.stack(list(g)).flatten(1) for g in grads]
         if self._measuring:
             return [g.sum(0) for g in parts]
+        exact, self._exact = self._exact, None
         if self.combine is not None:
-            return [self.combine(g_PN) for g_PN in self._padded(parts)]
-        self.gram_PP = self._gram(parts) / (self.world.size * self.scale) ** 2
-        gram_PP = self.gram_PP if self.source != "exact" or self.exact_PP is None else self.exact_PP
+            updates = [self.combine(g_PN) for g_PN in self._padded(parts)]
+            if exact is not None:
+                self._follow(updates, *exact)
+            return updates
         if self.weigh is None:  # only looked at
             return [g.sum(0) for g in parts]
+        gram_PP = self.exact_PP
+        if self.source != "exact" or gram_PP is None:
+            self.gram_PP = gram_PP = self._gram(parts) / (self.world.size * self.scale) ** 2
         self.weight_P = weight_P = self.weigh(gram_PP)
         return [weight_P[point.tasks].to(g) @ g for point, g in zip(self.points, parts, strict=True)]
+
+    def _follow(self, updates: Sequence[Tensor], shared: Sequence[nn.Parameter], rows_PN: Tensor) -> None:
+        """What updates of the representations do to the shared parameters, and by them to each task."""
+        pairs = [(point.z, update.view_as(point.z)) for point, update in zip(self.points, updates, strict=True)]
+        ends, updates = zip(*pairs, strict=True)
+        (flat,) = self.world.sum(torch.cat([g.flatten().float() for g in _gradients(ends, shared, updates)]))
+        update_N = flat / (self.world.size * self.scale)
+        self.gained_P, self.moved = rows_PN @ update_N, update_N.norm()
 
     def _padded(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         for point, g in zip(self.points, parts, strict=True):
@@ -125,15 +143,17 @@ class Balance:
         gram_PP = torch.zeros(size, size, device=device)
         if self.source == "representation":
             for point, g in zip(self.points, parts, strict=True):
-                rows = g.float()
-                gram_PP[torch.tensor(point.tasks)[:, None], torch.tensor(point.tasks)] += rows @ rows.T
+                for inner in point.inside(g):
+                    rows = inner.float()
+                    gram_PP[torch.tensor(point.tasks)[:, None], torch.tensor(point.tasks)] += rows @ rows.T
             return self.world.sum(gram_PP.flatten())[0].view(size, size)
         # the weights of one layer may be reached from several points: their gradients add up before they are squared
-        sketches: dict[int, Tensor] = {}
+        sketches: dict[nn.Module, Tensor] = {}
         for point, g in zip(self.points, parts, strict=True):
-            for place, sketch in zip(point.tasks, point.sketches(g, self.columns), strict=True):
-                layer = sketches.setdefault(id(point.layer.module), torch.zeros(size, sketch.numel(), device=device))  # type: ignore[union-attr]
-                layer[place] += sketch.flatten()
+            for task, layer, sketch in point.sketches(g, self.columns):
+                if layer not in sketches:
+                    sketches[layer] = torch.zeros(size, sketch.numel(), device=device)
+                sketches[layer][task] += sketch.flatten()
         summed = self.world.sum(*(s.flatten() for s in sketches.values()))
         for s in summed:
             rows = s.view(size, -1)
@@ -143,43 +163,64 @@ class Balance:
 
 @dataclass
 class Reached:
-    """A representation, the tasks whose heads stand on it, and the last shared layer on the way to it."""
+    """A representation, the tasks whose heads stand on it, and what was seen on the way to it."""
 
     z: Tensor
     tasks: Sequence[str]
-    layer: _Layer | None
-
-
-@dataclass
-class _Layer:
-    """What went into and out of the last shared layer in the forward pass that led to a point."""
-
-    module: nn.Module
-    input: Tensor
-    output: Tensor
+    seen: Seen | None = None
 
 
 class _Point:
-    def __init__(self, z: Tensor, tasks: list[int], layer: _Layer | None) -> None:
-        self.z, self.tasks, self.layer = z, tasks, layer
+    def __init__(self, z: Tensor, tasks: list[int], seen: Seen, repeatable: Callable[[], AbstractContextManager[None]]) -> None:
+        self.z, self.tasks, self.seen, self.repeatable = z, tasks, seen, repeatable
 
-    def sketches(self, grads_TN: Tensor, columns: int) -> Iterator[Tensor]:
-        """Gradient of the layer's weights and bias for each task, `[outputs, R + 1]` float32: its input columns are
-        projected onto R random directions, so inner products are kept in expectation (Johnson-Lindenstrauss).
+    def inside(self, grads_TN: Tensor) -> Iterator[Tensor]:
+        """Task gradients `[T, N]` at each balance point inside the model; where there is none, at what it returned."""
+        points = self.seen.points or [self.z]
+        if len(points) == 1 and points[0] is self.z:
+            yield grads_TN
+            return
+        found = [self._back(grad, points) for grad in grads_TN]
+        for rows in zip(*found, strict=True):
+            yield torch.stack(rows).flatten(1)
+
+    def sketches(self, grads_TN: Tensor, columns: int) -> Iterator[tuple[int, nn.Module, Tensor]]:
+        """Place of a task, layer, and the gradient of that one's weights and bias for the task, `[outputs, R + 1]` float32.
+
+        The input columns are projected onto R random directions, so inner products are kept in expectation (Johnson-Lindenstrauss).
         """
-        layer = self.layer
-        if layer is None:
-            raise RuntimeError("the last shared layer was not reached")
-        input_NI = _as_rows(layer.module, layer.input).float()
-        if columns < input_NI.shape[1]:
-            input_NI = input_NI @ _directions(input_NI.shape[1], columns, input_NI.device)
-        ones = torch.ones_like(input_NI[:, :1])
-        input_NI = torch.cat([input_NI, ones], 1)  # the last column makes the gradient of the bias
-        for grad in grads_TN:
-            at = grad.view_as(self.z)
-            if layer.output is not self.z:
-                (at,) = torch.autograd.grad(self.z, layer.output, at, retain_graph=True)
-            yield _outputs_as_rows(layer.module, at).float().T @ input_NI
+        layers = self.seen.layers
+        if not layers:
+            raise LaunchError.at("gram", "the last shared layer was not reached", "name one that the forward pass uses as gram.layer")
+        inputs = []
+        for layer in layers:
+            input_NI = as_rows(layer.module, layer.input).float()
+            if columns < input_NI.shape[1]:
+                input_NI = input_NI @ directions(input_NI.shape[1], columns, input_NI.device)
+            inputs.append(torch.cat([input_NI, torch.ones_like(input_NI[:, :1])], 1))  # the last column makes the gradient of the bias
+        for task, grad in zip(self.tasks, grads_TN, strict=True):
+            for layer, input_NI, at in zip(layers, inputs, self._back(grad, [layer.output for layer in layers]), strict=True):
+                yield task, layer.module, outputs_as_rows(layer.module, at).float().T @ input_NI
+
+    def _back(self, grad_N: Tensor, to: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of one task at tensors that led to the representation; zeros where it doesn't depend on one."""
+        grad = grad_N.view_as(self.z)
+        if len(to) == 1 and to[0] is self.z:
+            return [grad]
+        with self.repeatable():
+            return _gradients(self.z, to, grad)
+
+
+def _gradients(of: Tensor | Sequence[Tensor], to: Sequence[Tensor], grad: Tensor | Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Gradients at tensors, zeros where `of` doesn't depend on one; what led from them to `of` is kept for the backward pass."""
+    try:
+        found = torch.autograd.grad(of, list(to), grad, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        finding = "task gradients can't be taken apart behind a reentrant activation checkpoint"
+        raise LaunchError.at("gram", finding, "call torch.utils.checkpoint.checkpoint with use_reentrant=False") from error
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(to, found, strict=True)]
 
 
 class _Op(torch.autograd.Function):
@@ -220,54 +261,15 @@ def look_at(gram_PP: Tensor, weight_P: Tensor, wanted_P: Tensor, present: Sequen
     norm_P = gram_PP.diagonal().clamp_min(0).sqrt().clamp_min(tiny)
     made, wanted = ((w_P @ gram_PP @ w_P).clamp_min(0).sqrt() for w_P in (weight_P, wanted_P))
     cosine = (weight_P @ gram_PP @ wanted_P) / (made * wanted).clamp_min(tiny)
+    return Look(present, gram_PP / norm_P / norm_P[:, None], cosine, _worse(gram_PP @ weight_P, norm_P, made))
+
+
+def look_at_update(gram_PP: Tensor, gained_P: Tensor, moved: Tensor, present: Sequence[int]) -> Look:
+    """Judge an update that is no weighted sum of the task gradients, by its inner products with them and its length."""
+    norm_P = gram_PP.diagonal().clamp_min(0).sqrt().clamp_min(torch.finfo(gram_PP.dtype).tiny)
+    return Look(present, gram_PP / norm_P / norm_P[:, None], torch.ones_like(moved), _worse(gained_P, norm_P, moved))
+
+
+def _worse(gained_P: Tensor, norm_P: Tensor, moved: Tensor) -> Tensor:
     # less than a millionth of what it could be is rounding
-    worse = ((gram_PP @ weight_P) < -1e-6 * norm_P * made).float().mean()
-    return Look(present, gram_PP / norm_P / norm_P[:, None], cosine, worse)
-
-
-def last_layer(module: nn.Module, path: str | None) -> nn.Module | None:
-    """The last shared layer of a trunk: the one at `path`, or its last linear or convolutional one."""
-    if path is not None:
-        found = dict(module.named_modules()).get(path)
-        return found if isinstance(found, LAYERS) else None
-    return next((m for m in reversed(list(module.modules())) if isinstance(m, LAYERS)), None)
-
-
-@contextmanager
-def watch(layer: nn.Module | None) -> Iterator[list[_Layer]]:
-    """Note what goes into and out of a layer in each forward pass of the body."""
-    seen: list[_Layer] = []
-    if layer is None:
-        yield seen
-        return
-    handle = layer.register_forward_hook(lambda module, args, output: seen.append(_Layer(module, args[0].detach(), output)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _as_rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """Inputs of a layer as rows `[N, I]`, such that its weight's gradient is `outputs.T @ rows`."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
-    raise TypeError(f"the last shared layer is a {type(layer).__name__}: name a Linear or an ungrouped Conv2d")
-
-
-def _outputs_as_rows(layer: nn.Module, g: Tensor) -> Tensor:
-    return g.reshape(-1, g.shape[-1]) if isinstance(layer, nn.Linear) else g.flatten(2).transpose(1, 2).reshape(-1, g.shape[1])
-
-
-_KEPT: dict[tuple[int, int, torch.device], Tensor] = {}
-
-
-def _directions(width: int, columns: int, device: torch.device) -> Tensor:
-    """Random directions `[width, columns]`, the same on every rank and in every step."""
-    key = (width, columns, device)
-    if key not in _KEPT:
-        generator = torch.Generator().manual_seed(width * 65537 + columns)
-        _KEPT[key] = (torch.randn(width, columns, generator=generator) / columns**0.5).to(device)
-    return _KEPT[key]
+    return (gained_P < -1e-6 * norm_P * moved).float().mean()

@@ -191,6 +191,7 @@ def _draft(raw: dict[str, Any], findings: list[Finding]) -> tuple[list[Finding],
         **{name: units[name] for name in ("data", "models", "tasks", "phases", "train", "compare", "publish")},
         ranks=cluster.ranks if cluster else None,
         gpus=cluster.gpus_per_node if cluster else None,
+        cluster=cluster,
     )
 
 

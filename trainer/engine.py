@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +38,9 @@ class Engine(Protocol):
     @property
     def scale(self) -> float:
         """What gradients are multiplied by inside a backward pass: the loss scale of fp16, else 1."""
+
+    def repeatable(self) -> AbstractContextManager[None]:
+        """Surrounds a backward pass through a part of the model that is gone through again afterwards."""
 
     def losses(self, tasks: Sequence[str], batches: Batches) -> Tensor:
         """Summed losses `[T]` of a micro-batch, with a graph."""
@@ -79,11 +84,11 @@ def open_engine(module: Joint, optimizer: Optimizer, train: Train, ranks: int, d
     return _TorchEngine(module, optimizer, train)
 
 
-def init_distributed(device: torch.device) -> None:
-    """Join the process group through DeepSpeed, without waiting for its compiler."""
+def init_distributed(device: torch.device, timeout_s: float) -> None:
+    """Join the process group through DeepSpeed, without waiting for its compiler. Ranks wait `timeout_s` for one another."""
     deepspeed = _deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, verbose=False)
+    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout_s))
 
 
 def _deepspeed(device: torch.device) -> Any:
@@ -120,6 +125,9 @@ class _TorchEngine:
     @property
     def scale(self) -> float:
         return 1.0
+
+    def repeatable(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def losses(self, tasks: Sequence[str], batches: Batches) -> Tensor:
         return self.module(tasks, batches)
@@ -200,6 +208,16 @@ class _DeepSpeedEngine:
     @property
     def scale(self) -> float:
         return float(self._optimizer.loss_scale) if self._config["fp16"]["enabled"] else 1.0
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        # at stage 3 each module counts down to the backward pass that gathers its parameters, and to the one that frees them
+        counters = ("applied_pre_backward_ref_cnt", "ds_grads_remaining")
+        modules = self.module.modules() if self._stage == 3 else ()
+        before = [(m, {name: vars(m)[name] for name in counters if name in vars(m)}) for m in modules]
+        yield
+        for m, counts in before:
+            vars(m).update(counts)
 
     def losses(self, tasks: Sequence[str], batches: Batches) -> Tensor:
         return self._engine(tasks, batches)

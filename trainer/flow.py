@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from trainer import outcomes
 from trainer.check import load_spec
 from trainer.errors import CotrainError
 from trainer.results import MANIFEST, Result, fetch
@@ -23,6 +24,33 @@ def keep_spec(spec: JointSpec, root: str) -> str:
     if not store.exists(key):
         store.write(key, json.dumps(spec.to_json()).encode())
     return f"{store.uri}/{key}"
+
+
+def start(spec: str, root: str, overrides: Sequence[str]) -> list[Json]:
+    """Read and check a document, keep it below the root, and say what is to be prepared (see `outcomes.planned`)."""
+    resolved = load_spec(spec, overrides)
+    return outcomes.planned(keep_spec(resolved, root), resolved, root, outcomes.data_digests(resolved))
+
+
+def prepare_item(item: Json, root: str) -> tuple[Json, bool]:
+    """Prepare one dataset: the item with the `key`, `digest` and `rows` of what came of it, and whether it was there already."""
+    from trainer.prepare import prepare
+
+    spec = load_spec(item["spec"], sources=False)
+    result = prepare(item["dataset"], spec.data[item["dataset"]], root)
+    manifest = result.json(MANIFEST)
+    return {**item, "key": result.key, "digest": manifest["digest"], "rows": manifest["rows"]}, result.reused
+
+
+def finish(prepared: Sequence[Json], verdict: Json, report: str, outcome: Json, root: str, run: str) -> None:
+    """Say below the root that a run is done; `run` is its id, if it has one. What it was asked for counts: its key is that of its start."""
+    spec = load_spec(verdict["spec"], sources=False)
+    outcomes.record(root, prepared[0]["run"], run, name=spec.name, verdict=verdict["key"], report=report, **outcome)
+
+
+def uri_of(root: str, stage: str, key: str) -> str:
+    """Where a result is."""
+    return f"{open_store(root).uri}/results/{stage}/{key}"
 
 
 def plan_runs(prepared: Sequence[Json], role: str, root: str) -> list[Json]:

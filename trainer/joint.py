@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.balance import Balance, Reached, watch
+from trainer.balance import Balance, Reached
 from trainer.parts import Objective, Site
 from trainer.spec import JointSpec, Task
 from trainer.view import Look, Shared
@@ -156,9 +157,10 @@ class Joint(nn.Module):
             return
         dtype = self._sample[0].dtype  # bf16 where the engine made it so
         for model, columns, names in self._trunks(tuple(tasks)):
-            with watch(self.balance.layers.get(model) if self.balance and self.training else None) as seen:
+            place = self.balance.places.get(model) if self.balance and self.training else None
+            with place.watch() if place else nullcontext() as seen:
                 z_BD = self._models[model](*(x.to(dtype) if x.is_floating_point() else x for x in (inputs[c] for c in columns)))
-            yield Reached(z_BD.to(dtype), names, seen[-1] if seen else None)
+            yield Reached(z_BD.to(dtype), names, seen)
 
     def _trunks(self, tasks: tuple[str, ...]) -> list[tuple[str, list[str], list[str]]]:
         """Model, columns and tasks of each forward pass of a trunk."""

@@ -24,11 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trainer.elastic import environment, is_elastic, last_incident, rendezvous
+from trainer.errors import UserError
 from trainer.observe import words
+from trainer.results import MANIFEST
+from trainer.stores import open_store
 
 SHUTDOWN_TIMEOUT_S = 600
 """How long ranks have to save their state after SIGTERM; torchrun's own default is 30."""
@@ -109,6 +114,11 @@ def outcome(code: int, asked: bool, left: list[dict[str, Any]], restarts: int, m
     return GIVEN_UP if max_restarts is not None and restarts >= max_restarts else 1
 
 
+def trained(root: str, key: str) -> bool:
+    """Whether the result is there already: then a node that starts late, or again, has nothing to do."""
+    return open_store(root).exists(f"results/train/{key}/{MANIFEST}")
+
+
 def message(left: list[dict[str, Any]]) -> str:
     """The earliest word as JSON of at most 4096 bytes: who, type, message, faults, exit_code, time, the end of its traceback."""
     word = dict(left[0])
@@ -129,15 +139,24 @@ def message(left: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run this node's ranks; the exit codes are above."""
     root, key, *options = sys.argv[1:]
+    elastic = is_elastic(options)
+    with suppress(UserError):  # of a store: the ranks say it better
+        if trained(root, key):  # it was lost, or is late, and the others are done
+            return 0
     processes = os.environ.get("PET_NPROC_PER_NODE", "")
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     ranks = [sys.executable, "-m", "trainer.run", root, key]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "--no-python", *ranks]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *rendezvous(options, os.environ), "--no-python", *ranks]
     try:
-        code, asked = call(command, os.environ | rank_environment(int(processes) if processes.isdigit() else 1, failures))
+        found = rank_environment(int(processes) if processes.isdigit() else 1, failures) | environment(options)
+        code, asked = call(command, os.environ | found)
         left = words(failures)
     finally:
         shutil.rmtree(failures, ignore_errors=True)
+    if elastic and (code == 0 or trained(root, key)):
+        return 0
+    if elastic and left:
+        left = last_incident(left)
     log = os.environ.get(TERMINATION_LOG)
     if left and log:
         Path(log).write_text(message(left))

@@ -34,13 +34,10 @@ def emit(event: str, **fields: Any) -> None:
         sys.stdout.flush()
 
 
-def leave_word(who: str, error: BaseException) -> None:
-    """Leave what went wrong in the folder that COTRAIN_FAILURES names, for whoever started this process to read."""
-    folder = os.environ.get("COTRAIN_FAILURES")
-    if not folder:
-        return
+def word_of(who: str, error: BaseException) -> dict[str, Any]:
+    """What went wrong, as JSON values: whose it is, what it says, and a traceback where it is nobody's fault that they know of."""
     expected = isinstance(error, UserError | GateFailed | Stopped)
-    word = {
+    return {
         "time": time.time(),
         "who": who,
         "type": type(error).__name__,
@@ -49,8 +46,15 @@ def leave_word(who: str, error: BaseException) -> None:
         "exit_code": error.exit_code if isinstance(error, CotrainError) else 1,
         "traceback": "" if expected else "".join(traceback.format_exception(error)),
     }
+
+
+def leave_word(who: str, error: BaseException) -> None:
+    """Leave what went wrong in the folder that COTRAIN_FAILURES names, for whoever started this process to read."""
+    folder = os.environ.get("COTRAIN_FAILURES")
+    if not folder:
+        return
     part = Path(folder) / f"{who}-{os.getpid()}.part"
-    part.write_text(json.dumps(word))
+    part.write_text(json.dumps(word_of(who, error)))
     part.rename(part.with_suffix(".json"))  # whoever reads sees a whole word or none
 
 

@@ -101,6 +101,13 @@ class Column(Part):
         """Predicted values `[rows]` (class index or standardised number) in the units of the source."""
         raise NotImplementedError
 
+    def expected(self) -> dict[str, Any]:
+        """What `finish` will say of it as far as the document tells: enough to build a model before a row was read.
+
+        Raises NotImplementedError where only rows tell.
+        """
+        raise NotImplementedError
+
     def tally(self, values: pa.Array, encoded: np.ndarray, fitted: Mapping[str, Any], state: State) -> State:
         """Add rows of one split to what the data report says of them. Starts from `{}`."""
         return state
@@ -351,6 +358,11 @@ class Gram(BaseModel):
     layer: str | None = Field(
         None, description="Path of the last shared layer inside the model. Default: its last linear or convolutional one."
     )
+    point: Annotated[list[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] | None = Field(
+        None,
+        description="Path of the module inside the model whose output is the balance point, or of several. "
+        "Default: what the model hands to `trainer.balance_point`, else its output.",
+    )
     columns: int = Field(64, ge=1, le=65536, description="Random directions that the last layer's inputs are projected onto.")
     every: int = Field(1, ge=1, description="Steps between exact Gramians; the steps between use `last_layer`.")
 
@@ -385,6 +397,10 @@ class Balancer(Part):
     """Whether no task gradient has a negative inner product with the update, where task gradients are linearly independent."""
     positive: ClassVar[bool] = True
     """Whether weights are never negative."""
+
+    def asked_gram(self) -> Gram:
+        """What its Gramian is made of. Where it reads none, and the task gradients are only looked at, the cheapest."""
+        return self.gram or Gram(source=self.default_gram if self.needs_gram else "representation")
 
     def init(self, tasks: Sequence[str]) -> State:
         """The state before the first step."""
@@ -496,6 +512,10 @@ class Store:
     def fetch(self, key: str, file: Any) -> None:
         """Copy one key to a local file (pathlib.Path). Raises FileNotFoundError if there is no such key."""
         file.write_bytes(self.read(key))
+
+    def clock_s(self) -> float | None:
+        """Seconds by which the store's clock is ahead of this machine's; None where it has no clock of its own."""
+        return None
 
     def download(self, prefix: str, folder: Any) -> Any:
         """A local folder (pathlib.Path) with every file below `prefix`.

@@ -113,6 +113,8 @@ def train_relevant(spec: JointSpec) -> dict[str, Any]:
     """The part of a document that a trained model depends on: what a training key is made from."""
     document = spec.to_json()
     train = {name: value for name, value in document["train"].items() if name != "checkpoint"}
+    # an elastic run may end on fewer ranks than it began with: it must not be taken for one that had all of them
+    elastic = [spec.cluster.min_nodes] if spec.cluster.elastic else []
     return {
         "models": document["models"],
         # as lists, for their order matters and that of a mapping's keys is not part of a digest
@@ -121,7 +123,7 @@ def train_relevant(spec: JointSpec) -> dict[str, Any]:
         "phases": list(document["phases"].items()),
         "rounds": spec.rounds,
         "train": train,
-        "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node],
+        "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node, *elastic],
     }
 
 

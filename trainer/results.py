@@ -28,7 +28,7 @@ _SHARED_CODE = ("parts.py", "spec.py", "results.py", "columns", "shards.py")
 _CODE = {
     "data": (*_SHARED_CODE, "prepare.py", "rowhash.py", "duplicates.py", "datasets"),
     "train": (*_SHARED_CODE, "nets.py", "mixing.py", "models", "objectives", "optimizers", "balancers", "mixers",
-              "order.py", "feed.py", "balance.py", "joint.py", "engine.py",
+              "order.py", "feed.py", "points.py", "balance.py", "joint.py", "engine.py",
               "step.py", "run.py", "plan.py", "checkpoint.py"),
     "score": (*_SHARED_CODE, "nets.py", "models", "objectives", "joint.py", "metrics", "bootstrap.py", "evaluate.py", "predict.py"),
     "compare": ("results.py", "parts.py", "metrics", "bootstrap.py", "evaluate.py", "gates.py", "compare.py"),

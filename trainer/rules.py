@@ -15,14 +15,14 @@ from trainer.catalog import CATALOG, find
 from trainer.errors import one_of
 from trainer.parts import Column, Dataset, Model
 from trainer.places import Finding, Path, dotted, related, shown
-from trainer.spec import Compare, Phase, Publish, Task, Train
+from trainer.spec import Cluster, Compare, Phase, Publish, Task, Train
 
 
 @dataclass(frozen=True)
 class Draft:
     """What could be read of a document. None stands for a part that is broken, and reported.
 
-    A task whose field is broken has None there. `ranks` is None when the cluster is not sound.
+    A task whose field is broken has None there. `ranks` and `cluster` are None when the cluster is not sound.
     """
 
     raw: Mapping[str, Any]
@@ -36,6 +36,7 @@ class Draft:
     publish: Publish | None
     ranks: int | None
     gpus: int | None
+    cluster: Cluster | None
 
     def sound(self, *paths: Path) -> bool:
         """Whether nothing at, above or below these paths is reported already."""
@@ -313,6 +314,20 @@ def training_is_legal(draft: Draft) -> Iterator[Finding]:
             yield Finding(("train", "batch"), finding, f"write {least} or more")
 
 
+def nodes_may_be_lost(draft: Draft) -> Iterator[Finding]:
+    """Training that goes on with fewer nodes has a state to go on from."""
+    cluster, train = draft.cluster, draft.train
+    if cluster is None or cluster.min_nodes is None:
+        return
+    path: Path = ("cluster", "min_nodes")
+    if cluster.min_nodes > cluster.nodes:
+        yield Finding(path, f"{cluster.min_nodes} is more than the {cluster.nodes} of cluster.nodes", f"write {cluster.nodes} or less")
+    elif cluster.elastic and train is not None and draft.sound(("train", "checkpoint")):
+        if train.checkpoint.every_steps is None and train.checkpoint.every_minutes is None:
+            finding = "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from"
+            yield Finding(path, finding, "set train.checkpoint.every_minutes")
+
+
 def comparison_fits(draft: Draft) -> Iterator[Finding]:
     """Gates ask for what is measured."""
     if draft.compare is None:
@@ -397,6 +412,7 @@ RULES: tuple[Rule, ...] = (
     gradients_meet,
     all_is_used,
     training_is_legal,
+    nodes_may_be_lost,
     comparison_fits,
     stores_are_known,
     splits_leave_rows,

@@ -26,17 +26,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.balance import LAYERS, Gramian, Look, last_layer
+from trainer.balance import Gramian, Look
 from trainer.checkpoint import Checkpoints, Saved
+from trainer.elastic import in_elastic_world
 from trainer.engine import Engine, open_engine
-from trainer.errors import CotrainError, DataError, LaunchError, Stopped, UserError, one_of
+from trainer.errors import CotrainError, DataError, Fault, LaunchError, Stopped, UserError
 from trainer.feed import Feed, row_bytes
 from trainer.joint import Batches, Joint, blank, build, counted, known, seed_of
 from trainer.metrics_server import Metrics
 from trainer.observe import emit, leave_word
 from trainer.order import Order, share
-from trainer.parts import Balancer, Gram, Optimizer, Sync
+from trainer.parts import Balancer, Optimizer, Sync
 from trainer.plan import PhasePlan, learning_rate, plan_phase
+from trainer.points import Place, lacking
 from trainer.requests import read_request
 from trainer.results import Result, fetch, write_manifest
 from trainer.shards import Split
@@ -756,23 +758,19 @@ def _gramian(balancer: Balancer, plan: PhasePlan, module: Joint, spec: JointSpec
     """What the Gramians of a phase are made of; None where no gradient is weighed or looked at.
 
     Raises:
-        LaunchError: where a model has no last shared layer, or none of the name that the document gives.
+        LaunchError: where a model has no last shared layer, or nothing of the name that the document gives.
     """
     if not (balancer.needs_gram or balancer.needs_grads or balancer.probe_every):
         return None
-    asked = balancer.gram or Gram(source=balancer.default_gram if balancer.needs_gram else "representation")
-    layers = {}
-    for model in (
-        dict.fromkeys(m for task in plan.tasks if (m := spec.tasks[task].model) is not None) if asked.source != "representation" else ()
-    ):
-        layer = last_layer(module.models[model], asked.layer)
-        if layer is None:
-            known = [name for name, part in module.models[model].named_modules() if isinstance(part, LAYERS)]
-            finding = f"model '{model}' has " + (f"no module '{asked.layer}'" if asked.layer else "no linear or convolutional layer")
-            remedy = one_of(asked.layer, known) if known else "write gram: representation"
-            raise LaunchError.at(f"phases.{plan.name}.balancer.gram.layer", finding, remedy)
-        layers[model] = layer
-    return Gramian(asked.source, asked.columns, layers, asked.every, balancer.probe_every)
+    asked = balancer.asked_gram()
+    places = {}
+    for model in dict.fromkeys(m for task in plan.tasks if (m := spec.tasks[task].model) is not None):
+        missing = lacking(module.models[model], f"model '{model}'", asked.source, asked.layer, asked.point or ())
+        if missing:
+            place = f"phases.{plan.name}.balancer.gram"
+            raise LaunchError(Fault(f"{place}.{field}" if field else place, finding, remedy) for field, finding, remedy in missing)
+        places[model] = Place(module.models[model], asked.source, asked.layer, asked.point or ())
+    return Gramian(asked.source, asked.columns, places, asked.every, balancer.probe_every)
 
 
 def _reseed(seed: int, device: torch.device) -> None:
@@ -829,13 +827,14 @@ def main() -> int:
     world = None
     try:
         request = read_request(root, key)
-        world = open_world(request["spec"]["cluster"]["gpus_per_node"])
+        cluster = JointSpec.model_validate(request["spec"]).cluster
+        world = open_world(cluster.gpus_per_node, cluster.peer_timeout_s)
         startup.done("ranks")
         Run(request, root, world, started, startup).run()
     except Exception as error:
         leave_word(f"rank-{os.environ.get('RANK', '0')}", error)
         if isinstance(error, Stopped):
-            return 0
+            return error.exit_code if in_elastic_world() else 0
         print(error, file=sys.stderr) if isinstance(error, UserError) else traceback.print_exc()
         return error.exit_code if isinstance(error, CotrainError) else 1
     finally:

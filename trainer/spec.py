@@ -180,14 +180,22 @@ class Cluster(Section):
     node_selector: dict[str, str] = Field({}, description="Labels that machines must have.")
     tolerations: list[Toleration] = Field([], description="Taints of machines that don't matter.")
     max_restarts: int = Field(
-        3, ge=0, le=1000, description="How often it starts again after a failure; preemption is none. For trainjob the runtime may allow less."
+        3, ge=0, le=1000, description="How often it starts again after a failure; preemption is none. A TrainJob's runtime may allow less."
     )
     deadline_hours: float = Field(168.0, gt=0, description="Hours it may run, time in a queue not counted; then it is stopped.")
+    peer_timeout_s: float = Field(
+        600.0, ge=1, description="Seconds that ranks wait for one another: after that a node that can't be reached counts as lost."
+    )
     grace_s: int = Field(600, ge=1, description="Seconds to save the state in when it is asked to stop.")
 
     @property
+    def elastic(self) -> bool:
+        """Whether training goes on when a node is lost."""
+        return self.min_nodes is not None and self.min_nodes < self.nodes
+
+    @property
     def ranks(self) -> int:
-        """World size."""
+        """World size; the largest, where nodes may be lost."""
         return self.nodes * (self.gpus_per_node or self.processes_per_node)
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trainer.balance import Balance, Gramian, Look, look_at
+from trainer.balance import Balance, Gramian, Look, look_at, look_at_update
 from trainer.engine import Engine
 from trainer.joint import Batches, counted
 from trainer.parts import Balancer, State
@@ -87,6 +87,7 @@ def joint_step(
         point = None
         if gram is not None:
             point = engine.module.balance = gram.point(world, seen, even_P, step if micro == 0 else None, engine.scale)
+            point.repeatable = engine.repeatable
         sums_P = engine.losses(seen, batches)
         if ahead:
             found_P, micro_P = world.sum(sums_P.detach(), rows[micro])
@@ -152,6 +153,8 @@ def _look(
 ) -> Look:
     """What the exact Gramian says of the weights of a step."""
     assert point.exact_PP is not None
+    if point.gained_P is not None and point.moved is not None:
+        return look_at_update(point.exact_PP, point.gained_P, point.moved, present)
     wanted_T = weight_T
     if balancer.needs_gram:
         wanted_T, _ = balancer.weigh(loss_T, _spread_square(point.exact_PP, index, len(loss_T)), present_T, state)

@@ -69,11 +69,15 @@ class World:
             dist.destroy_process_group()
 
 
-def open_world(gpus_per_node: int) -> World:
+def open_world(gpus_per_node: int, peer_timeout_s: float = 600) -> World:
     """The world that torchrun's environment describes; one rank where there is none.
 
     SIGTERM and SIGINT end a rank at once as long as the ranks gather, for there is nothing to lose. Then they only
     set `stop_asked`: the loop agrees on a stop at a step boundary. The end of the command counts as SIGTERM.
+
+    Args:
+        gpus_per_node: GPUs to take; 0: train on CPUs.
+        peer_timeout_s: how long ranks wait for one another.
 
     Raises:
         LaunchError: if GPUs are asked for that are not there.
@@ -96,7 +100,7 @@ def open_world(gpus_per_node: int) -> World:
     if size > 1:
         from trainer.engine import init_distributed
 
-        init_distributed(device)
+        init_distributed(device, peer_timeout_s)
         world.barrier()  # from here on all ranks answer to signals alike: one that ended alone would leave the others waiting
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ tasks:
   digit: {data: digits, model: trunk, input: image, target: digit, metrics: [accuracy, f1_macro]}
   ink:   {data: digits, model: trunk, input: image, target: ink, metrics: [r2]}
 phases:
-  joint: {epochs: 30, balancer: uncertainty}
+  joint: {epochs: 20, balancer: uncertainty}
 train: {optimizer: {kind: adamw, lr: 0.01}, batch: 128}
 compare: {resamples: 200}
 observe: {every_s: 0.2}

@@ -341,6 +341,20 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         "write 12 or more",
     ),
     (
+        "fewest_nodes_above_most",
+        {"cluster": {"nodes": 2, "min_nodes": 3}},
+        "cluster.min_nodes",
+        "3 is more than the 2 of cluster.nodes",
+        "write 2 or less",
+    ),
+    (
+        "elastic_without_checkpoints",
+        {"cluster": {"nodes": 3, "min_nodes": 2}, "train.checkpoint": {"every_minutes": None}},
+        "cluster.min_nodes",
+        "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from",
+        "set train.checkpoint.every_minutes",
+    ),
+    (
         "champion_of_no_task",
         {"compare.gate.beat_champion": ["digits"]},
         "compare.gate.beat_champion[0]",

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from google.protobuf import json_format
 
+PARAMETERS = {
+    *("spec", "root", "changes", "train_seeds", "train_precision", "train_zero_stage"),
+    *("cluster_launcher", "cluster_nodes", "cluster_gpus_per_node", "cluster_image", "cluster_queue"),
+}
 GOLDEN = Path(__file__).parents[1] / "golden" / "cotrain.yaml"
 
 
@@ -26,7 +31,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def compiled(text: str) -> dict[str, Any]:
-    return yaml.safe_load(text)
+    return next(yaml.safe_load_all(text))
 
 
 def test_the_compiled_pipeline_is_the_golden_one(text):
@@ -34,7 +39,7 @@ def test_the_compiled_pipeline_is_the_golden_one(text):
     normal = re.sub(r"^sdkVersion: kfp-.*$", "sdkVersion: kfp", text, flags=re.M)
     if os.environ.get("GOLDEN") == "write":
         GOLDEN.write_text(normal)
-    assert yaml.safe_load(normal) == yaml.safe_load(GOLDEN.read_text())
+    assert list(yaml.safe_load_all(normal)) == list(yaml.safe_load_all(GOLDEN.read_text()))
 
 
 def test_the_compiled_pipeline_loads_in_the_sdk(text):
@@ -42,7 +47,7 @@ def test_the_compiled_pipeline_loads_in_the_sdk(text):
 
     loaded = components.load_component_from_text(text)
     assert loaded.name == "cotrain"
-    assert set(loaded.component_spec.inputs) == {"spec", "root"}
+    assert set(loaded.component_spec.inputs) == PARAMETERS
 
 
 def test_each_dataset_run_baseline_and_task_has_a_loop(compiled):
@@ -61,15 +66,20 @@ def test_metrics_confusions_and_the_report_are_artifacts_of_the_kinds_that_kfp_s
         if "executorLabel" in component and "artifacts" in component.get("outputDefinitions", {})
     }
     assert kinds == {
+        "prepare": {"system.Dataset"},
+        "train": {"system.Model"},
+        "train-2": {"system.Model"},
         "evaluate": {"system.Metrics", "system.ClassificationMetrics"},
         "compare": {"system.Metrics"},
+        "publish": {"system.Model"},
         "report": {"system.HTML"},
+        "causes": {"system.Markdown"},
     }
 
 
 def test_no_step_installs_anything_and_all_run_in_one_image(compiled):
     containers = [entry["container"] for entry in compiled["deploymentSpec"]["executors"].values()]
-    assert len(containers) == 11
+    assert len(containers) == 12
     assert len({container["image"] for container in containers}) == 1
     assert not [c for c in containers if "pip install" in " ".join(c["command"])]
 
@@ -90,8 +100,82 @@ def test_the_image_of_every_step_can_be_named(tmp_path):
     ]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
-    executors = yaml.safe_load((tmp_path / "out.yaml").read_text())["deploymentSpec"]["executors"].values()
+    executors = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))["deploymentSpec"]["executors"].values()
     assert {entry["container"]["image"] for entry in executors} == {"registry.example/cotrain:7"}
+
+
+def tasks(compiled: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    dags = [component["dag"] for component in [compiled["root"], *compiled["components"].values()] if "dag" in component]
+    return {name: task for dag in dags for name, task in dag["tasks"].items()}
+
+
+def test_every_parameter_says_what_it_is_and_all_but_two_may_be_left_out(compiled):
+    parameters = compiled["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == PARAMETERS
+    assert all(len(parameter["description"]) > 20 for parameter in parameters.values())
+    assert {name for name, parameter in parameters.items() if not parameter.get("isOptional")} == {"spec", "root"}
+
+
+def test_enumerations_are_drop_downs_of_what_the_document_takes(compiled, text):
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    from components.target import LAUNCHERS
+    from trainer.spec import Train
+
+    chosen = {name: p["literals"] for name, p in compiled["root"]["inputDefinitions"]["parameters"].items() if "literals" in p}
+    assert chosen == {
+        "train_precision": ["spec", *Train.model_fields["precision"].annotation.__args__],
+        "train_zero_stage": ["spec", "0", "1", "2", "3"],
+        "cluster_launcher": ["spec", *LAUNCHERS],
+    }
+    loaded = json_format.ParseDict(compiled, pipeline_spec_pb2.PipelineSpec())
+    literals = loaded.root.input_definitions.parameters["cluster_launcher"].literals
+    assert [value.string_value for value in literals] == chosen["cluster_launcher"]
+    assert all(compiled["root"]["inputDefinitions"]["parameters"][name]["defaultValue"] in chosen[name] for name in chosen)
+
+
+def test_what_reads_the_world_always_runs_and_what_works_on_digests_may_be_cached(compiled):
+    executed = {name: task for name, task in tasks(compiled).items() if "cachingOptions" in task}
+    assert len(executed) == len(compiled["deploymentSpec"]["executors"])
+    assert {name for name, task in executed.items() if task["cachingOptions"].get("enableCache")} == {"prepare", "train", "train-2"}
+
+
+def test_steps_that_work_are_tried_again_and_the_one_that_finds_faults_is_not(compiled):
+    retried = {name: task["retryPolicy"]["maxRetryCount"] for name, task in tasks(compiled).items() if "retryPolicy" in task}
+    assert retried == {"prepare": 2, "train": 3, "train-2": 3, "evaluate": 2, "compare": 2, "publish": 2, "report": 2}
+
+
+def test_what_is_asked_for_on_training_goes_to_the_pods_that_train(compiled):
+    fields = {entry["field"]: entry.get("applyToTask", False) for entry in compiled["components"]["comp-train"]["taskConfigPassthroughs"]}
+    assert fields == {
+        **dict.fromkeys(("RESOURCES", "KUBERNETES_TOLERATIONS", "KUBERNETES_NODE_SELECTOR", "KUBERNETES_AFFINITY"), False),
+        **dict.fromkeys(("ENV", "KUBERNETES_VOLUMES"), True),
+    }
+    assert not [entry for entry in compiled["deploymentSpec"]["executors"].values() if "resources" in entry["container"]]
+
+
+def test_every_step_knows_its_run_and_its_pod(compiled, text):
+    (_, platform) = yaml.safe_load_all(text)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(compiled["deploymentSpec"]["executors"])
+    for entry in executors.values():
+        assert {env["name"] for env in entry["fieldPathAsEnv"]} == {
+            "COTRAIN_RUN_ID", "COTRAIN_POD_NAME", "COTRAIN_POD_UID", "COTRAIN_NAMESPACE"
+        }  # fmt: skip
+
+
+def test_a_cluster_trains_by_train_jobs_where_the_document_says_nothing(compiled):
+    env = {e["name"]: e["value"] for e in compiled["deploymentSpec"]["executors"]["exec-train"]["container"]["env"]}
+    assert env == {
+        "COTRAIN_IMAGE": compiled["deploymentSpec"]["executors"]["exec-train"]["container"]["image"],
+        "COTRAIN_LAUNCHER": "trainjob",
+    }
+
+
+def test_why_a_run_failed_is_told_whatever_happened(compiled):
+    handled = compiled["root"]["dag"]["tasks"]
+    assert handled["causes"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert handled["causes"]["dependentTasks"] == [name for name in handled if name != "causes"]
 
 
 def test_an_output_that_kfp_can_not_write_is_told():

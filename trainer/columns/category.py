@@ -101,6 +101,12 @@ class Category(Column):
                 classes = sorted(keys)
         return {"kind": self.kind, "shape": [], "dtype": "int32", "classes": classes}
 
+    def expected(self) -> dict[str, Any]:
+        """The declared labels. Raises NotImplementedError where none are declared."""
+        if self.classes is None:
+            raise NotImplementedError
+        return {"kind": self.kind, "shape": [], "dtype": "int32", "classes": self._declared()}
+
     def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
         """`[rows]` int32: position in `classes`, -1 where missing or not among them."""
         known = pa.array([_written(label) for label in fitted["classes"]], pa.string())

@@ -100,6 +100,11 @@ class Image(Column):
         std = [rounded((value / count**2) ** 0.5 / 255) or 1.0 for value in spread]
         return {"kind": self.kind, "shape": shape, "dtype": "uint8", "mean": [rounded(value) for value in mean], "std": std}
 
+    def expected(self) -> dict[str, Any]:
+        """An image of mean 0."""
+        shape = self._encoded_shape()
+        return {"kind": self.kind, "shape": shape, "dtype": "uint8", "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
+
     def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
         """`[rows, C, H, W]` uint8; a missing image is all zeros."""
         values = _plain(values)

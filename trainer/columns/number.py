@@ -66,6 +66,10 @@ class Number(Column):
         mean, std = (found["mean"][0], moments.scale(found["std"])[0]) if self.standardise else (0.0, 1.0)
         return {"kind": self.kind, "shape": [], "dtype": "float32", "mean": mean, "std": std}
 
+    def expected(self) -> dict[str, Any]:
+        """A number of mean 0."""
+        return {"kind": self.kind, "shape": [], "dtype": "float32", "mean": 0.0, "std": 1.0}
+
     def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
         """`[rows]` float32, NaN where missing. Raises ValueError for what is no number."""
         number, strange = numbers(values)

@@ -84,6 +84,10 @@ class Text(Column):
             "pad": 0,
         }
 
+    def expected(self) -> dict[str, Any]:
+        """A vocabulary as large as it may be, and no tokenizer."""
+        return {"kind": self.kind, "shape": [self.max_tokens], "dtype": "int32", "vocab_size": self.vocab_size, "pad": 0}
+
     def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
         """`[rows, max_tokens]` int32, filled up with 0."""
         length = fitted["shape"][0]

@@ -61,6 +61,10 @@ class Vector(Column):
         mean = [value or 0.0 for value in found["mean"]]
         return {"kind": self.kind, "shape": [self.size], "dtype": "float32", "mean": mean, "std": moments.scale(found["std"])}
 
+    def expected(self) -> dict[str, Any]:
+        """A vector of mean 0."""
+        return {"kind": self.kind, "shape": [self.size], "dtype": "float32", "mean": [0.0] * self.size, "std": [1.0] * self.size}
+
     def encode(self, values: pa.Array, fitted: Mapping[str, Any]) -> np.ndarray:
         """`[rows, size]` float32, NaN where missing."""
         return self._rows(values).astype(np.float32)
