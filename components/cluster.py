@@ -117,14 +117,15 @@ class Cluster:
         """Merge a change into an object."""
         return self._json("PATCH", self._path(resource, name), body=change, kind="application/merge-patch+json")
 
-    def delete(self, resource: str, name: str, uid: str | None = None, foreground: bool = False) -> bool:
-        """Ask for an object to be deleted, with all that it owns; whether it was there. With `uid` only that very object.
+    def delete(self, resource: str, name: str, uid: str | None = None, version: str | None = None, foreground: bool = False) -> bool:
+        """Ask for an object to be deleted, with all that it owns; whether it was there. With `uid` only that very object, and
+        with `version` only if it is unchanged.
 
         In the foreground it stays, on its way out, until all that it owns is gone; in the background it goes at once.
         """
         options: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground" if foreground else "Background"}
-        if uid:
-            options["preconditions"] = {"uid": uid}
+        if uid or version:
+            options["preconditions"] = {**({"uid": uid} if uid else {}), **({"resourceVersion": version} if version else {})}
         try:
             self._json("DELETE", self._path(resource, name), body=options)
         except Refused as refused:

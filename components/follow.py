@@ -15,8 +15,8 @@ from components.cluster import Cluster, Refused
 from components.patience import Patience, gave_up
 from components.podlogs import Reader, chosen_nodes
 from components.situation import FINAL, QUEUE, Situation, fold, tick
-from components.watching import Json, changes
-from trainer.errors import CotrainError, LaunchError
+from components.watching import LISTED, Json, changes
+from trainer.errors import CotrainError, LaunchError, UserError
 from trainer.observe import emit
 
 RANKS = "COTRAIN_LOG_RANKS"
@@ -28,6 +28,9 @@ _REPEAT_S = 600.0
 _TOLD_S = 15.0
 """And no oftener than this if only its words change."""
 _DRAIN_S = 15.0
+_SETTLE_S = 2.0
+_Said = tuple[str, Json | Refused]
+"""The resource that was watched, and what came of it."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,29 @@ def follow(cluster: Cluster, job: Json, patience: Patience) -> Followed:
     """
     name, kind = job["metadata"]["name"], job["kind"]
     situation = Situation(name, kind)
-    events: queue.SimpleQueue[Json | Exception] = queue.SimpleQueue()
+    events: queue.SimpleQueue[_Said] = queue.SimpleQueue()
     stop = threading.Event()
+    unknown = set()
     for resource, selectors, needed in _sources(job):
         source = cluster.objects(resource, **selectors)
-        threading.Thread(target=_pump, args=(source, events, stop, needed), name=f"watch {resource}", daemon=True).start()
+        unknown |= {resource} if needed else set()
+        threading.Thread(target=_pump, args=(resource, source, events, stop), name=f"watch {resource}", daemon=True).start()
+    required = frozenset(unknown)
     logs = _Logs(cluster, _nodes(job))
     teller = _Teller(name)
     try:
         why: str | None = None
         while situation.state not in FINAL and why is None:
-            for event in _next(events):
-                if isinstance(event, Exception):
-                    raise LaunchError.at(
-                        f"namespace {cluster.namespace}",
-                        f"we may not watch the job: {event}",
-                        "bind the Role of k8s/base; see: kubectl auth can-i --list -n " + cluster.namespace,
-                    )
-                situation = fold(situation, event, time.time())
+            for resource, said in _next(events):
+                if isinstance(said, Refused):
+                    if resource in required:  # the rest only makes a cause clearer
+                        raise _unseen(cluster, said)
+                elif said["type"] == LISTED:
+                    unknown.discard(resource)
+                else:
+                    situation = fold(situation, said, time.time())
+            if unknown:
+                continue
             situation = tick(situation, time.time())
             logs.update(situation)
             teller.tell(situation)
@@ -132,21 +140,20 @@ def follow(cluster: Cluster, job: Json, patience: Patience) -> Followed:
     return Followed(situation, cause, error, why)
 
 
-def _settle(situation: Situation, events: queue.SimpleQueue[Json | Exception], logs: _Logs) -> Situation:
+def _settle(situation: Situation, events: queue.SimpleQueue[_Said], logs: _Logs) -> Situation:
     """What other watches are about to say of an end: the one that tells of the job may be ahead of those of its pods."""
-    until = time.monotonic() + 2.0
+    until = time.monotonic() + _SETTLE_S
     while situation.state == "failed" and time.monotonic() < until:
-        before = situation
-        for event in _next(events):
-            if not isinstance(event, Exception):
-                situation = fold(situation, event, time.time())
+        heard = [said for _, said in _next(events) if not isinstance(said, Refused)]
+        for said in heard:
+            situation = fold(situation, said, time.time()) if said["type"] != LISTED else situation
         logs.update(situation)
-        if situation is before:
+        if not heard:
             break
     return situation
 
 
-def _next(events: queue.SimpleQueue[Json | Exception]) -> Iterator[Json | Exception]:
+def _next(events: queue.SimpleQueue[_Said]) -> Iterator[_Said]:
     """What has been said by now, or the first thing that is within a tick."""
     try:
         yield events.get(timeout=_TICK_S)
@@ -156,13 +163,19 @@ def _next(events: queue.SimpleQueue[Json | Exception]) -> Iterator[Json | Except
         return
 
 
-def _pump(source: Any, events: queue.SimpleQueue[Json | Exception], stop: threading.Event, needed: bool) -> None:
+def _pump(resource: str, source: Any, events: queue.SimpleQueue[_Said], stop: threading.Event) -> None:
     try:
         for event in changes(source, stop):
-            events.put(event)
+            events.put((resource, event))
     except Refused as refused:
-        if needed:  # the rest only makes a cause clearer
-            events.put(refused)
+        events.put((resource, refused))
+
+
+def _unseen(cluster: Cluster, refused: Refused) -> UserError:
+    see = f"kubectl auth can-i --list -n {cluster.namespace}"
+    return LaunchError.at(
+        f"namespace {cluster.namespace}", f"we may not watch the job: {refused}", f"bind the Role of k8s/base; see: {see}"
+    )
 
 
 def _sources(job: Json) -> Iterator[tuple[str, dict[str, str], bool]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from trainer.errors import CotrainError, Stopped
+from trainer.errors import CotrainError, Stopped, UserError
 from trainer.lifeline import follow
 from trainer.observe import leave_word, timed
 from trainer.stores import open_store
@@ -73,8 +73,10 @@ def _leave_cause(root: str, name: str, error: Exception) -> None:
     import traceback
 
     text = str(error) if isinstance(error, CotrainError) else "".join(traceback.format_exception(error))
-    fenced = "```text\n" + text[-_SHOWN_CHARACTERS:].replace("```", "'''") + "\n```"
-    cause = {"time": time.time(), "step": name, "said": getattr(error, "markdown", None) or fenced}
+    text = text[-_SHOWN_CHARACTERS:]
+    fenced = "```text\n" + text.replace("```", "'''") + "\n```"
+    faults = [vars(fault) for fault in error.faults] if isinstance(error, UserError) else []
+    cause = {"time": time.time(), "step": name, "said": getattr(error, "markdown", None) or fenced, "text": text, "faults": faults}
     with suppress(Exception):  # why the step failed matters more than that this could not be said
         key = f"causes/{run_id()}/{name.replace(' ', '-')}-{os.environ.get('COTRAIN_POD_NAME', os.getpid())}.json"
         open_store(root).write(key, json.dumps(cause).encode())

@@ -86,7 +86,7 @@ class Situation:
 
 
 def fold(situation: Situation, event: Json, now_s: float) -> Situation:
-    """The situation after one watch event, `{"type": "ADDED" | "MODIFIED" | "DELETED", "object": {...}}`."""
+    """What is known after one watch event, `{"type": "ADDED" | "MODIFIED" | "DELETED", "object": {...}}`. `tick` draws the conclusions."""
     thing, gone = event["object"], event["type"] == "DELETED"
     kind, name = thing.get("kind"), thing.get("metadata", {}).get("name", "")
     if kind == situation.kind and name == situation.name:
@@ -105,15 +105,18 @@ def fold(situation: Situation, event: Json, now_s: float) -> Situation:
         situation = replace(situation, pods={**situation.pods, name: pod})
     elif kind == "Event":
         situation = _told(situation, thing)
-    return tick(situation, now_s)
+    return situation
 
 
 def tick(situation: Situation, now_s: float) -> Situation:
-    """The situation as it is now though nothing was said: time passes, and is counted to what it was spent on."""
+    """The situation by what is known now; the time that has passed is counted to what it was spent on.
+
+    The first time everything that is there should be known: from it follows what the time since the job was created was.
+    """
     since_s = situation.since_s
+    if situation.job is None or situation.state in FINAL:
+        return situation
     if since_s is None:
-        if situation.job is None:
-            return situation
         since_s = min(seconds(situation.job["metadata"].get("creationTimestamp")) or now_s, now_s)
     blocked = _blocked(situation, now_s)
     state = _state(situation, blocked)

@@ -35,12 +35,12 @@ class Orphan:
 def sweep(cluster: Cluster, dry_run: bool = False, min_age_s: float = MIN_AGE_S, now_s: float | None = None) -> list[Orphan]:
     """Delete the orphans of a namespace, or only find them; which they are."""
     found = list(orphans(cluster, min_age_s, time.time() if now_s is None else now_s))
-    return found if dry_run else [orphan for orphan in found if remove(cluster, orphan.job)]
+    return found if dry_run else [orphan for orphan in found if remove(cluster, orphan.job, unchanged=True)]
 
 
 def orphans(cluster: Cluster, min_age_s: float, now_s: float) -> Iterator[Orphan]:
     """The jobs of a namespace that nobody waits for. One that has ended is kept as long as its run, for whoever reads its logs."""
-    for job in _ours(cluster):
+    for job in ours(cluster):
         age_s = now_s - (seconds(job["metadata"].get("creationTimestamp")) or now_s)
         if age_s < min_age_s or going(job):
             continue
@@ -49,7 +49,8 @@ def orphans(cluster: Cluster, min_age_s: float, now_s: float) -> Iterator[Orphan
             yield Orphan(job, f"{why}, {'ended' if over(job) else 'still there'} after {age_s / 3600:.1f} h")
 
 
-def _ours(cluster: Cluster) -> Iterator[Json]:
+def ours(cluster: Cluster) -> Iterator[Json]:
+    """The training jobs of a namespace."""
     for kind, api in (("TrainJob", "trainer.kubeflow.org/v1alpha1"), ("Job", "batch/v1")):
         try:
             jobs, _ = cluster.list(f"{kind.lower()}s", labelSelector=OURS)
@@ -63,10 +64,9 @@ def _ours(cluster: Cluster) -> Iterator[Json]:
 def _abandoned(cluster: Cluster, job: Json) -> str | None:
     """Why nobody waits for it; None if somebody may. Several runs can wait for one job: all of them must be over."""
     owners = [owner for owner in job["metadata"].get("ownerReferences") or [] if owner["kind"] == "Pod"]
-    named = job["metadata"].get("annotations", {}).get(WORKFLOW)
+    named = job["metadata"].get("annotations", {}).get(WORKFLOW, "")
     reasons = [_pod_over(cluster, owner) for owner in owners]
-    if named and not any("workflow" in (reason or "") for reason in reasons):
-        reasons.append(_workflow_over(cluster, named))
+    reasons += [_workflow_over(cluster, name) for name in named.split(",") if name]
     if not reasons or not all(reasons):
         return None  # launched by hand, or awaited
     return "; ".join(dict.fromkeys(reason for reason in reasons if reason))

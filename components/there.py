@@ -32,7 +32,7 @@ from trainer.results import Result, fetch
 
 Json = dict[str, Any]
 LAUNCHER, WORKFLOW = "cotrain.io/launched-by", "cotrain.io/workflow"
-"""Annotations of a job: who launched it last, and the Argo workflow that this belongs to."""
+"""Annotations of a job: who launched it last, and the Argo workflows that wait for it, with commas between."""
 _OVER = ("Complete", "Failed")
 _GONE_S = 120.0
 """How much longer than its grace period a pod may take to go."""
@@ -141,14 +141,15 @@ def withdraw(cluster: Cluster, job: Json) -> None:
     emit("job_deleted", kind=job["kind"], name=name, pods_gone=_cleared(cluster, job))
 
 
-def remove(cluster: Cluster, job: Json) -> bool:
-    """Delete a job and all that it owns; whether it was there.
+def remove(cluster: Cluster, job: Json, unchanged: bool = False) -> bool:
+    """Delete a job and all that it owns; whether it was there. With `unchanged` only if nobody has touched it since.
 
     A Job goes in the foreground: its name stays taken until the last pod is gone, so nothing else trains with that key meanwhile.
     A TrainJob goes in the background: while one is on its way out, its controller would make it a new JobSet.
     """
     kind, meta = job["kind"], job["metadata"]
-    return cluster.delete(resource_of(job), meta["name"], meta.get("uid"), foreground=kind == "Job")
+    version = meta["resourceVersion"] if unchanged else None
+    return cluster.delete(resource_of(job), meta["name"], meta.get("uid"), version, foreground=kind == "Job")
 
 
 def resource_of(job: Json) -> str:
@@ -200,9 +201,11 @@ def _adopt(cluster: Cluster, there: Json, job: Json) -> Json | None:
     owners = meta.get("ownerReferences") or []
     # a job without an owner was launched by somebody who is no pod: nobody's end is to delete it
     owners = owners + [owner for owner in ours if owner["uid"] not in {known["uid"] for known in owners}] if owners else []
+    notes = dict(job["metadata"]["annotations"])
+    workflows = {*_listed(meta.get("annotations", {}).get(WORKFLOW)), *_listed(notes.get(WORKFLOW))}
     change: Mapping[str, Any] = {
         "resourceVersion": meta["resourceVersion"],
-        "annotations": job["metadata"]["annotations"],
+        "annotations": notes | ({WORKFLOW: ",".join(sorted(workflows))} if workflows else {}),
         **({"ownerReferences": owners} if owners else {}),
     }
     try:
@@ -211,6 +214,10 @@ def _adopt(cluster: Cluster, there: Json, job: Json) -> Json | None:
         if refused.status in (404, 409):
             return None
         raise LaunchError(_refusal(refused, job, cluster.namespace)) from None
+
+
+def _listed(text: str | None) -> list[str]:
+    return text.split(",") if text else []
 
 
 def _create_or_keep(cluster: Cluster, thing: Json) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 Json = dict[str, Any]
+LISTED = "LISTED"
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 
@@ -44,7 +45,10 @@ class Source(Protocol):
 
 
 def changes(source: Source, stop: threading.Event) -> Iterator[Json]:
-    """Watch events ADDED, MODIFIED and DELETED until `stop` is set. An object that was told is not told again unchanged."""
+    """Watch events ADDED, MODIFIED and DELETED until `stop` is set. An object that was told is not told again unchanged.
+
+    After what a list has told comes an event LISTED: all that was there is known.
+    """
     known: dict[str, Json] = {}
     pause_s = PAUSE_S
     while not stop.is_set():
@@ -54,6 +58,7 @@ def changes(source: Source, stop: threading.Event) -> Iterator[Json]:
             pause_s = rest(stop, pause_s, reason.after_s)
             continue
         yield from _difference(known, items)
+        yield {"type": LISTED, "object": {}}
         while not stop.is_set():
             try:
                 for event in source.watch(version):

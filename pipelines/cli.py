@@ -204,3 +204,6 @@ def doctor(root: str, endpoint: str | None) -> None:
         click.echo(f"{'ok  ' if good else 'FAIL'}  {name:<10} {said}")
         well &= good
     sys.exit(0 if well else 2)
+
+
+from pipelines import remote_commands  # noqa: E402, F401 - they register themselves with `main`

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from trainer.observe import emit
+
+PORT = "COTRAIN_METRICS_PORT"
+"""Set in a pod to the port that it says it serves metrics on; it goes over the document's `observe.port`."""
 
 
 class Metrics:
@@ -16,6 +20,7 @@ class Metrics:
     """
 
     def __init__(self, run: str, tasks: list[str], port: int | None) -> None:
+        port = int(os.environ[PORT]) if os.environ.get(PORT) else port
         self._registry = CollectorRegistry()
 
         def gauge(name: str, text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from components import launch
+from trainer import node
 from trainer.errors import CotrainError, Stopped, UserError
 
 COUNTS = """
@@ -43,12 +44,12 @@ def test_sigterm_is_passed_on_once_and_the_end_is_waited_for(tmp_path):
     there = tmp_path / "there"
     threading.Thread(target=ask_when, args=(there, 3)).start()
     before = signal.getsignal(signal.SIGTERM)
-    assert launch._call([sys.executable, "-c", COUNTS, str(there)], dict(os.environ)) == (11, True)
+    assert node.call([sys.executable, "-c", COUNTS, str(there)], dict(os.environ)) == (11, True)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_command_that_ends_by_itself_was_not_stopped():
-    assert launch._call([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ)) == (3, False)
+    assert node.call([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ)) == (3, False)
 
 
 def word(**said: object) -> dict[str, object]:
@@ -73,7 +74,7 @@ def train(tmp_path, monkeypatch):
                 (Path(environment["COTRAIN_FAILURES"]) / f"{n}.json").write_text(json.dumps(said))
             return code, stopped
 
-        monkeypatch.setattr(launch, "_call", pretend)
+        monkeypatch.setattr(launch, "call", pretend)
         cluster = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 2}
         return launch._train(str(tmp_path), {"key": "k", "spec": {"cluster": cluster}})
 
@@ -111,5 +112,5 @@ def test_an_end_without_a_word_is_told_with_its_likeliest_cause(train):
 
 def test_every_thread_of_the_machine_is_given_to_one_rank_only(tmp_path):
     for ranks in (1, 2, 4096):
-        threads = int(launch._environment(ranks, tmp_path)["OMP_NUM_THREADS"])
+        threads = int(node.rank_environment(ranks, tmp_path)["OMP_NUM_THREADS"])
         assert 1 <= threads <= max(1, (os.cpu_count() or 1) // ranks)
