@@ -83,7 +83,7 @@ class Target:
         values |= _pod_fields(found.get("COTRAIN_POD"))
         settings = tuple({"name": name, "value": found[name]} for name in _STORE_SETTINGS if found.get(name))
         values["env"] = settings + tuple(values.get("env", ()))
-        values |= given
+        values |= {name: value for name, value in given.items() if value is not None}
         return cls(root, **{name: value for name, value in values.items() if value is not None})
 
     def with_(self, **changes: Any) -> Target:

@@ -67,12 +67,18 @@ def check(spec: str, overrides: tuple[str, ...]) -> None:
 @Spec
 @Set
 @Root
+@click.option("--manifests", is_flag=True, help="Print as YAML what a cluster would be sent, and nothing else.")
 @told
-def plan(spec: str, overrides: tuple[str, ...], root: str) -> None:
+def plan(spec: str, overrides: tuple[str, ...], root: str, manifests: bool) -> None:
     """Say what `run` would do and what it costs. Prepares the data, which `run` then finds done."""
     from pipelines.planned import lines
     from trainer.check import load_spec
 
+    if manifests:
+        from pipelines.applied import text
+
+        click.echo(text(load_spec(spec, overrides), root), nl=False)
+        return
     for line in lines(load_spec(spec, overrides), root):
         click.echo(line)
 
@@ -206,4 +212,4 @@ def doctor(root: str, endpoint: str | None) -> None:
     sys.exit(0 if well else 2)
 
 
-from pipelines import remote_commands  # noqa: E402, F401 - they register themselves with `main`
+from pipelines import remote_commands, schedule_commands  # noqa: E402, F401 - they register themselves with `main`

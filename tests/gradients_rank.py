@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import trainer
 from trainer import catalog
 from trainer.balance import Gramian
 from trainer.engine import open_engine
@@ -40,10 +41,28 @@ class Trunk(nn.Module):
         return torch.tanh(self.last(torch.tanh(self.first(x))))
 
 
-def fresh() -> Joint:
+class Encoders(nn.Module):
+    """Two encoders with a balance point each, and behind them a layer that ZeRO-3 frees between its uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.fuse = nn.Linear(3, 160), nn.Linear(4, 160), nn.Linear(320, 330)
+        self.out, self.out_features = nn.Linear(330, 15), 15
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        return [torch.tanh(self.left(x[:, :3])), torch.tanh(self.right(x[:, 3:]))]
+
+    def join(self, encoded: list[Tensor]) -> Tensor:
+        return torch.tanh(self.out(torch.tanh(self.fuse(torch.cat(encoded, 1)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join([trainer.balance_point(z) for z in self.encode(x)])
+
+
+def fresh(trunk: str = "one") -> Joint:
     """The model, the same every time."""
     torch.manual_seed(0)
-    return Joint(SPEC, {"m": Trunk()}, {name: nn.Linear(15, 1) for name in SPEC})
+    return Joint(SPEC, {"m": Trunk() if trunk == "one" else Encoders()}, {name: nn.Linear(15, 1) for name in SPEC})
 
 
 def rows() -> tuple[Tensor, Tensor]:
@@ -57,12 +76,12 @@ def rows() -> tuple[Tensor, Tensor]:
 
 def train(world: World, case: dict[str, Any]) -> dict[str, Tensor]:
     """Parameters after all steps of a case."""
-    module = fresh()
+    module = fresh(case.get("trunk", "one"))
     balancer = catalog.parser("balancer")(case["balancer"])
     optimizer = catalog.parser("optimizer")({"kind": "sgd", "lr": LR, "momentum": 0.5})
     train = Train(batch=ROWS, zero=case["stage"], accumulate=case["accumulate"], clip=None)
     engine = open_engine(module, optimizer, train, world.size, world.device)
-    place = Place(module.models["m"], case["source"], None if case["source"] == "representation" else "last")
+    place = Place(module.models["m"], case["source"], "last" if case["source"] != "representation" and "trunk" not in case else None)
     gram = Gramian(case["source"], columns=case.get("columns", 64), places={"m": place}, probe_every=case.get("probe_every"))
     state, (x, y) = balancer.init(list(SPEC)), rows()
     for step in range(STEPS):

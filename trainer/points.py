@@ -49,8 +49,21 @@ class Seen:
         if not torch.is_grad_enabled():
             raise _reentrant(said_by, "a balance point")
         self.points.append(z)
-        if self._ran:
-            self.stand(next(reversed(self._ran)))
+        if (layer := self._nearest(z)) is not None:
+            self.stand(layer)
+
+    def _nearest(self, z: Tensor) -> nn.Module | None:
+        """The layer that ran the fewest operations before `z`, of those that led to it."""
+        made_by = {layer.output.grad_fn: module for module, layer in self._ran.items() if layer.output.grad_fn is not None}
+        known, front = set(), [z.grad_fn]
+        while made_by and front:
+            for node in front:
+                if node in made_by:
+                    return made_by[node]
+            known.update(front)
+            front = [n for node in front if node is not None for n, _ in node.next_functions if n is not None and n not in known]
+            front = list(dict.fromkeys(front))
+        return None
 
     def ran(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Note a run of a layer."""
@@ -83,7 +96,7 @@ class Place:
     Args:
         module: the trunk.
         source: of the Gramian; only `representation` needs no layer.
-        layer: path of the last shared layer. None: before each balance point the last linear or convolutional layer that ran;
+        layer: path of the last shared layer. None: for each balance point the last linear or convolutional layer on the way to it;
             where the model has no balance point inside, the last that it has.
         points: paths of modules whose outputs are the balance points.
 

@@ -31,9 +31,19 @@ def cases() -> list[dict[str, Any]]:
         for stage in STAGES
         for accumulate in (1, 4)
     ]
-    found += [{"balancer": "aligned_mtl", "stage": stage, "accumulate": 1, "source": s} for stage in STAGES for s in ("representation", "last_layer")]
+    found += [
+        {"balancer": "aligned_mtl", "stage": stage, "accumulate": 1, "source": s}
+        for stage in STAGES
+        for s in ("representation", "last_layer")
+    ]
     found += [{"balancer": "aligned_mtl", "stage": stage, "accumulate": 1, "source": "exact"} for stage in STAGES[:3]]
     found += [{"balancer": "upgrad", "stage": stage, "accumulate": 1, "source": "representation", "probe_every": 3} for stage in STAGES[:3]]
+    # two balance points inside one model, found by the call; the last layer before each stands for it
+    found += [
+        {"balancer": kind, "stage": stage, "accumulate": 1, "source": catalog.find("balancer", kind).default_gram, "trunk": "encoders"}
+        for kind in ("upgrad", "aligned_mtl")
+        for stage in STAGES
+    ]
     return found
 
 
@@ -42,7 +52,7 @@ CASES = cases()
 
 def name(case: dict[str, Any]) -> str:
     probed = "-probed" if "probe_every" in case else ""
-    return f"{case['balancer']}-{case['source']}-zero{case['stage']}-accumulate{case['accumulate']}{probed}"
+    return f"{case['balancer']}-{case['source']}-zero{case['stage']}-accumulate{case['accumulate']}{probed}-{case.get('trunk', 'one')}"
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -51,20 +61,29 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp(f"ranks-{request.param}")
     (out / "cases.json").write_text(json.dumps(CASES))
     here = Path(__file__).parents[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={request.param}"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={request.param}",
+    ]
     path = os.pathsep.join([str(here), str(here.parent)])
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    done = subprocess.run([*torchrun, str(here / "gradients_rank.py"), str(out / "cases.json"), str(out)], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*torchrun, str(here / "gradients_rank.py"), str(out / "cases.json"), str(out)], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return request.param, out
 
 
 def reference(case: dict[str, Any], ranks: int, known: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """Parameters by full Jacobians: nothing of the balance point, the engine or the step is used."""
-    key = json.dumps([case["balancer"], case["source"], case["accumulate"], ranks if case["accumulate"] > 1 else 1])
+    key = json.dumps([case["balancer"], case["source"], case["accumulate"], ranks if case["accumulate"] > 1 else 1, case.get("trunk")])
     if key in known:
         return known[key]
-    module = fresh().double()
+    module = fresh(case.get("trunk", "one")).double()
     trunk = module.models["m"]
     balancer = catalog.parser("balancer")(case["balancer"])
     shared, heads = list(trunk.parameters()), list(module.heads.parameters())
@@ -75,10 +94,16 @@ def reference(case: dict[str, Any], ranks: int, known: dict[str, dict[str, Tenso
         for micro in range(case["accumulate"]):
             parts = [share(ROWS, case["accumulate"] * ranks, micro * ranks + rank) for rank in range(ranks)]
             mine = torch.cat([torch.arange(ROWS)[part] for part in parts])
-            z = trunk(x[step][mine].double())
-            error = torch.stack([(module.heads[task](z)[:, 0] - y[step][mine][:, t].double()).square().sum() for t, task in enumerate(SPEC)])
+            points = trunk.encode(x[step][mine].double()) if "trunk" in case else []
+            z = trunk.join(points) if points else trunk(x[step][mine].double())
+            error = torch.stack(
+                [(module.heads[task](z)[:, 0] - y[step][mine][:, t].double()).square().sum() for t, task in enumerate(SPEC)]
+            )
             loss_T = error / ROWS
-            of = {"representation": [z], "last_layer": [trunk.last.weight, trunk.last.bias], "exact": shared}[case["source"]]
+            last = [trunk.left, trunk.right] if points else [trunk.last]
+            of = {"representation": points or [z], "last_layer": [p for layer in last for p in layer.parameters()], "exact": shared}[
+                case["source"]
+            ]
             jacobian = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(loss, of, retain_graph=True)]) for loss in loss_T])
             means = (error / len(mine)).detach().float()
             weight_T, state = balancer.weigh(means, (jacobian @ jacobian.T).float(), torch.ones(TASKS, dtype=torch.bool), state)
