@@ -40,6 +40,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "cross_entropy": "trainer.objectives.cross_entropy:CrossEntropy",
         "mse": "trainer.objectives.mse:MeanSquaredError",
         "l1": "trainer.objectives.l1:MeanAbsoluteError",
+        "mutual_kl": "trainer.objectives.mutual_kl:MutualKl",
+        "cross_teach": "trainer.objectives.cross_teach:CrossTeach",
+        "distill": "trainer.objectives.distill:Distill",
+        "ensemble": "trainer.objectives.ensemble:Ensemble",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",

@@ -196,6 +196,10 @@ class View(Protocol):
     def columns(self) -> Mapping[str, Tensor]:
         """Tensors `[B, ...]` of the columns at hand; in a prediction the target is not among them."""
 
+    @property
+    def target(self) -> Tensor | None:
+        """The task's target column, where it has one and it is at hand."""
+
     def z(self, model: str, columns: Sequence[str], tokens: bool = False) -> Tensor:
         """What a model makes of columns: `[B, D]`, or `[B, L, D]` with `tokens`. Has a graph: detach it where nothing is to flow back."""
 

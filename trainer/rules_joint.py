@@ -82,6 +82,12 @@ def _read(draft: Draft, path: Path, name: str, task: Task, other: str) -> Iterat
             yield Finding(
                 path, finding, f"give the dataset such a column, or name tasks that see others; they need {', '.join(read.inputs)}"
             )
+    if there.columns.get(read.target or "") is not None and read.target is not None:
+        predicted = there.columns[read.target].kind
+        if predicted not in (task.objective.targets or {"category"}):  # type: ignore[union-attr]
+            finding = f"task '{other}' predicts the {predicted} '{read.target}', and objective '{task.objective.kind}' compares classes"  # type: ignore[union-attr]
+            yield Finding(path, finding, "name tasks that predict a category")
+            return
     mine, theirs = here.columns.get(task.target or ""), there.columns.get(read.target or "")
     if mine is not None and theirs is not None and mine.kind != theirs.kind and task.target is not None:
         yield Finding(

@@ -65,6 +65,12 @@ class Look:
         """Tensors of the columns at hand."""
         return self._shared.columns
 
+    @property
+    def target(self) -> Tensor | None:
+        """The task's target column, where it has one and it is at hand."""
+        name = self._shared.joint.tasks[self.task].target
+        return self._shared.columns.get(name) if name is not None else None
+
     def head(self, task: str | None = None) -> nn.Module:
         """The module that the objective of a task made."""
         return self._shared.joint.head(task or self.task)

@@ -15,7 +15,8 @@ from torch.nn import functional
 from trainer.catalog import CATALOG, find
 from trainer.parts import Objective
 
-OBJECTIVES = sorted(CATALOG["objective"])
+OBJECTIVES = sorted(kind for kind in CATALOG["objective"] if not find("objective", kind).wide)
+"""Plain ones: of the wide, `test_wide_objective_laws.py` tells."""
 CLASSES = 5
 REFERENCE = {
     "cross_entropy": functional.cross_entropy,

@@ -6,7 +6,7 @@ Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI Machin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -28,6 +28,9 @@ class Digits(Dataset):
 
     kind: Literal["digits"] = "digits"
     columns: dict[str, ColumnField] = Field(_COLUMNS, description="Typed columns.", min_length=1)
+    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="First row and the one after the last, from 0: a part of the set. Default: all 1,797."
+    )
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """One batch."""
@@ -42,7 +45,8 @@ class Digits(Dataset):
             "ink": pa.array(pixels.sum(1) / 16),
         }
         files.require("digits", columns, _NAMES)
-        yield pa.record_batch([arrays[name] for name in columns], list(columns))
+        first, after = self.rows or (0, len(digit))
+        yield pa.record_batch([arrays[name] for name in columns], list(columns)).slice(first, max(0, after - first))
 
     def fingerprint(self) -> str:
         """What scikit-learn ships has never changed."""

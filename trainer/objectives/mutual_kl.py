@@ -1,0 +1,62 @@
+"""Peers that teach each other while they learn.
+
+Source: Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018, equation 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.parts import Objective, View
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# B rows, K classes
+
+
+class MutualKl(Objective):
+    """Mean over peers of KL(peer || learner), summed over all rows, labelled or not. Peers are targets: nothing flows back into them.
+
+    One task a learner, beside the learner's own task; the weight of the two is the balancer's business.
+    """
+
+    wide: ClassVar[bool] = True
+    takes_target: ClassVar[bool | None] = False
+    judges: ClassVar[str | None] = ""
+
+    kind: Literal["mutual_kl"] = "mutual_kl"
+    learner: str = Field(description="Task whose model and head learn.")
+    peers: list[str] = Field(min_length=1, description="Tasks of the same classes that it learns from.")
+    temperature: float = Field(1.0, gt=0, description="Divides logits; the loss is multiplied by its square, so gradients keep their size.")
+
+    def reads(self) -> list[str]:
+        """The learner and its peers."""
+        return [self.learner, *self.peers]
+
+    def teaches(self) -> list[str]:
+        """The learner alone."""
+        return [self.learner]
+
+    def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
+        """All rows."""
+        import torch
+
+        some = next(iter(columns.values()))
+        return torch.tensor(float(len(some)), device=some.device)
+
+    def loss(self, view: View) -> Tensor:
+        """Float32 whatever the precision of the logits."""
+        import torch
+
+        learner_BK = (view.output(self.learner).float() / self.temperature).log_softmax(-1)
+        divergence = [
+            torch.nn.functional.kl_div(
+                learner_BK, (view.output(peer).detach().float() / self.temperature).log_softmax(-1), reduction="sum", log_target=True
+            )
+            for peer in self.peers
+        ]
+        return torch.stack(divergence).mean() * self.temperature**2
