@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import Set, Spec, main, told
+from pipelines.options import Set, Spec, told
 from trainer.errors import Fault, UserError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def how(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--image", envvar="COTRAIN_IMAGE", help="Image of every step (also: COTRAIN_IMAGE). Name it by its digest.")
     @click.option("--service-account", help="Service account of the steps. Default: the server's own choice.")
     @Root
+    @told
     @wraps(command)
     def run(*args: Any, root: str, experiment: str, image: str | None, service_account: str | None, **kwargs: Any) -> Any:
         from pipelines.submit import Submission, remote
@@ -64,7 +65,7 @@ def how(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@main.command()
+@click.command()
 @Spec
 @Set
 @how
@@ -87,7 +88,7 @@ def submit(spec: str, overrides: tuple[str, ...], how: Any, connect: Callable[[]
         _wait(kfp, made.run, how.root, timeout_s)
 
 
-@main.command()
+@click.command()
 @Spec
 @Set
 @how
@@ -124,7 +125,7 @@ def retrain(spec: str, overrides: tuple[str, ...], how: Any, connect: Callable[[
         _wait(kfps[0], found.run, how.root, timeout_s, found.key)
 
 
-@main.command()
+@click.command()
 @click.argument("run", metavar="[RUN]", required=False)
 @server
 @Wait
@@ -157,7 +158,7 @@ def status(run: str | None, connect: Callable[[], Kfp], wait: bool, timeout_s: f
             click.echo(line)
 
 
-@main.command()
+@click.command()
 @Run
 @server
 @click.option("--step", "wanted", multiple=True, metavar="NAME", help="Only steps whose name begins so. Repeatable.")
@@ -189,7 +190,7 @@ def logs(run: str, connect: Callable[[], Kfp], wanted: tuple[str, ...], follow: 
         click.echo("no step of it has a pod" + (" any more" if over else " yet"), err=True)
 
 
-@main.command()
+@click.command()
 @Run
 @server
 @click.option("--jobs-in", metavar="NAME", help="Namespace of its training jobs. Default: --namespace, else kubeflow.")
@@ -248,3 +249,6 @@ def _wait(kfp: Kfp, run: str, root: str, timeout_s: float | None, key: str | Non
         raise
     for line in settled(root, ended, key):
         click.echo(line)
+
+
+COMMANDS = (submit, retrain, status, logs, cancel)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import Set, Spec, main, told
+from pipelines.options import Set, Spec, told
 from pipelines.remote_commands import how, server
 from trainer.errors import UserError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipelines.kfp_client import Kfp
 
 
-@main.group()
+@click.group()
 def schedule() -> None:
     """Run a document again and again on a cluster; what has not changed is not done again."""
 
