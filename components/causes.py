@@ -61,10 +61,11 @@ def _cause(situation: Situation, logs: Mapping[str, str], gave_up: str | None) -
     if situation.state == "succeeded":
         return Cause("succeeded", "Complete", f"all {situation.nodes} nodes finished")
     if situation.state == "deleted":
+        doing = "running" if any(pod.running_since_s for pod in situation.pods.values()) else "waiting"
         return Cause(
             "deleted",
             "Deleted",
-            f"the {situation.kind} was deleted while it was {'waiting' if situation.run_s == 0 else 'running'}",
+            f"the {situation.kind} was deleted while it was {doing}",
             "run it again: it goes on from its last saved state",
         )
     if situation.state == "failed":

@@ -81,7 +81,7 @@ class Cluster:
             if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
                 config.load_incluster_config(client_configuration=settings)
             else:
-                config.load_kube_config(client_configuration=settings)
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
         except (config.ConfigException, OSError, TypeError) as error:
             raise LaunchError.at("KUBECONFIG", f"no cluster is known: {error}", "set KUBECONFIG, or write launcher: local") from None
         settings.retries = False  # tried again here, where it can be said

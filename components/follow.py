@@ -58,6 +58,8 @@ class _Logs:
     """The end of the log of every pod that failed."""
     readers: dict[str, tuple[Reader, threading.Thread]] = field(default_factory=dict)
     latest: Situation | None = None
+    over: bool = False
+    """The job has ended, and so has every container of it, whether we were told of each or not."""
 
     def update(self, situation: Situation) -> None:
         """Follow pods that have come up, and keep what failed ones said while it can be had."""
@@ -74,7 +76,9 @@ class _Logs:
 
         def state() -> tuple[int, bool]:
             known = self.latest.pods[pod] if self.latest else None
-            return (known.container_restarts, known.gone or known.phase in ("Succeeded", "Failed")) if known else (0, False)
+            if known is None:
+                return 0, self.over
+            return known.container_restarts, self.over or known.gone or known.phase in ("Succeeded", "Failed")
 
         reader = Reader(self.cluster.log(pod, CONTAINER), state, lambda line: print(prefix + line, flush=True))
         thread = threading.Thread(target=reader.run, name=f"log of {pod}", daemon=True)
@@ -83,6 +87,7 @@ class _Logs:
 
     def close(self, seconds: float) -> None:
         """Say what is left to say, but don't wait for ever."""
+        self.over = True
         until = time.monotonic() + seconds
         for _, thread in self.readers.values():
             thread.join(max(0.0, until - time.monotonic()))
@@ -102,14 +107,16 @@ def follow(cluster: Cluster, job: Json, patience: Patience) -> Followed:
         LaunchError: if we may not watch it.
     """
     name, kind = job["metadata"]["name"], job["kind"]
-    situation = Situation(name, kind)
+    situation = fold(Situation(name, kind), {"type": "ADDED", "object": job}, time.time())
     events: queue.SimpleQueue[_Said] = queue.SimpleQueue()
     stop = threading.Event()
     unknown = set()
     for resource, selectors, needed in _sources(job):
         source = cluster.objects(resource, **selectors)
         unknown |= {resource} if needed else set()
-        threading.Thread(target=_pump, args=(resource, source, events, stop), name=f"watch {resource}", daemon=True).start()
+        # of the job itself we know that it was there: if it is not listed, somebody has deleted it since
+        known = {job["metadata"]["uid"]: job} if resource == resource_of(job) else {}
+        threading.Thread(target=_pump, args=(resource, source, events, stop, known), name=f"watch {resource}", daemon=True).start()
     required = frozenset(unknown)
     logs = _Logs(cluster, _nodes(job))
     teller = _Teller(name)
@@ -143,7 +150,7 @@ def follow(cluster: Cluster, job: Json, patience: Patience) -> Followed:
 def _settle(situation: Situation, events: queue.SimpleQueue[_Said], logs: _Logs) -> Situation:
     """What other watches are about to say of an end: the one that tells of the job may be ahead of those of its pods."""
     until = time.monotonic() + _SETTLE_S
-    while situation.state == "failed" and time.monotonic() < until:
+    while situation.state in FINAL and time.monotonic() < until:
         heard = [said for _, said in _next(events) if not isinstance(said, Refused)]
         for said in heard:
             situation = fold(situation, said, time.time()) if said["type"] != LISTED else situation
@@ -163,9 +170,9 @@ def _next(events: queue.SimpleQueue[_Said]) -> Iterator[_Said]:
         return
 
 
-def _pump(resource: str, source: Any, events: queue.SimpleQueue[_Said], stop: threading.Event) -> None:
+def _pump(resource: str, source: Any, events: queue.SimpleQueue[_Said], stop: threading.Event, known: dict[str, Json]) -> None:
     try:
-        for event in changes(source, stop):
+        for event in changes(source, stop, known):
             events.put((resource, event))
     except Refused as refused:
         events.put((resource, refused))
@@ -182,7 +189,7 @@ def _sources(job: Json) -> Iterator[tuple[str, dict[str, str], bool]]:
     """Resource, selectors, and whether nothing goes without."""
     meta, kind = job["metadata"], job["kind"]
     own = {"fieldSelector": f"metadata.name={meta['name']}"}
-    yield f"{kind.lower()}s", own, True
+    yield resource_of(job), own, True
     if kind == "TrainJob":
         yield "jobsets", own, False
     label = "jobset.sigs.k8s.io/jobset-name" if kind == "TrainJob" else "batch.kubernetes.io/job-name"
@@ -205,6 +212,11 @@ def _nodes(job: Json) -> list[int]:
         return chosen_nodes(asked, nodes, int(processes))
     except ValueError:
         raise LaunchError.at(RANKS, f"'{asked}' names no ranks", 'write "all", or numbers such as "0,8-15"') from None
+
+
+def resource_of(job: Json) -> str:
+    """The resource of a job, as in a URL."""
+    return f"{job['kind'].lower()}s"
 
 
 @dataclass

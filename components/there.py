@@ -22,7 +22,7 @@ from typing import Any
 from components import manifests as rendering
 from components.checks import faults
 from components.cluster import Cluster, Refused
-from components.follow import follow
+from components.follow import follow, resource_of
 from components.patience import Patience
 from components.target import Target, launcher_of
 from trainer.errors import CotrainError, Fault, LaunchError, Stopped
@@ -150,11 +150,6 @@ def remove(cluster: Cluster, job: Json, unchanged: bool = False) -> bool:
     kind, meta = job["kind"], job["metadata"]
     version = meta["resourceVersion"] if unchanged else None
     return cluster.delete(resource_of(job), meta["name"], meta.get("uid"), version, foreground=kind == "Job")
-
-
-def resource_of(job: Json) -> str:
-    """The resource of a job, as in a URL."""
-    return f"{job['kind'].lower()}s"
 
 
 def over(job: Json) -> bool:

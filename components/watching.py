@@ -44,12 +44,13 @@ class Source(Protocol):
         """
 
 
-def changes(source: Source, stop: threading.Event) -> Iterator[Json]:
+def changes(source: Source, stop: threading.Event, known: dict[str, Json] | None = None) -> Iterator[Json]:
     """Watch events ADDED, MODIFIED and DELETED until `stop` is set. An object that was told is not told again unchanged.
 
-    After what a list has told comes an event LISTED: all that was there is known.
+    After what a list has told comes an event LISTED: all that was there is known. `known` are objects, by uid, that were there before:
+    what has become of them is told.
     """
-    known: dict[str, Json] = {}
+    known = {} if known is None else known
     pause_s = PAUSE_S
     while not stop.is_set():
         try:

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.errors import CotrainError, GateFailed, Stopped, UserError
+from pipelines import remote_commands, schedule_commands
+from pipelines.options import Root, Set, Spec, told
+from trainer.errors import CotrainError, GateFailed, UserError
 
 if TYPE_CHECKING:
     from pipelines.execute import Finished
-
-Set = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field: --set train.batch=128. Repeatable.")
-Root = click.option("--root", default="runs", show_default=True, metavar="URI", help="Where results are kept: a folder, file:// or s3://.")
-Spec = click.argument("spec", metavar="SPEC")
-
-
-def told(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors as their reader needs them: faults without a traceback, exit code by whose fault it is."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:  # whoever read the output has left: not an error of either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-            sys.exit(Stopped.exit_code)
-        except CotrainError as error:
-            click.echo(str(error), err=True)
-            sys.exit(error.exit_code)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,8 +44,21 @@ def check(spec: str, overrides: tuple[str, ...]) -> None:
 @Set
 @Root
 @click.option("--manifests", is_flag=True, help="Print as YAML what a cluster would be sent, and nothing else.")
+@click.option("--nodes", type=click.IntRange(1, 1_000_000), help="Say instead what a cluster of so many nodes would do with the model.")
+@click.option("--gpus-per-node", type=click.IntRange(0, 1024), help="GPUs of each, with --nodes; 0: CPUs. Default: as in the document.")
+@click.option("--parameters", type=click.FloatRange(1), help="With --nodes: as if the model had so many, 7e9 say.")
+@click.option("--assume", multiple=True, metavar="NAME=VALUE", help="With --nodes: of the cluster, as in docs/scale.md. Repeatable.")
 @told
-def plan(spec: str, overrides: tuple[str, ...], root: str, manifests: bool) -> None:
+def plan(
+    spec: str,
+    overrides: tuple[str, ...],
+    root: str,
+    manifests: bool,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    parameters: float | None,
+    assume: tuple[str, ...],
+) -> None:
     """Say what `run` would do and what it costs. Prepares the data, which `run` then finds done."""
     from pipelines.planned import lines
     from trainer.check import load_spec
@@ -79,6 +68,17 @@ def plan(spec: str, overrides: tuple[str, ...], root: str, manifests: bool) -> N
 
         click.echo(text(load_spec(spec, overrides), root), nl=False)
         return
+    if nodes is not None:
+        from pipelines import scale_report
+
+        found = load_spec(spec, overrides)
+        gpus = found.cluster.gpus_per_node if gpus_per_node is None else gpus_per_node
+        cluster = scale_report.machines(nodes, gpus or found.cluster.processes_per_node, assume)
+        for line in scale_report.lines(found, root, cluster, "cuda" if gpus else "cpu", parameters):
+            click.echo(line)
+        return
+    if gpus_per_node is not None or parameters or assume:
+        raise UserError.at("--gpus-per-node, --parameters, --assume", "say nothing without --nodes", "add --nodes")
     for line in lines(load_spec(spec, overrides), root):
         click.echo(line)
 
@@ -212,4 +212,5 @@ def doctor(root: str, endpoint: str | None) -> None:
     sys.exit(0 if well else 2)
 
 
-from pipelines import remote_commands, schedule_commands  # noqa: E402, F401 - they register themselves with `main`
+for _command in (*remote_commands.COMMANDS, schedule_commands.schedule):
+    main.add_command(_command)

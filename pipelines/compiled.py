@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ LAUNCHER = "trainjob"
 _BACKOFF = {"backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"}
 
 
+@cache
 def compile_pipeline(image: str | None = None) -> str:
     """The pipeline as the text of a YAML file; every step runs in `image` (default: COTRAIN_IMAGE)."""
     if image:

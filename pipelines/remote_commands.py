@@ -1,8 +1,7 @@
-"""Commands that speak to Kubeflow Pipelines: submit, schedule, retrain, status, logs, cancel."""
+"""Commands that speak to Kubeflow Pipelines: submit, retrain, status, logs, cancel."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import Set, Spec, main, told
+from pipelines.options import Set, Spec, told
 from trainer.errors import Fault, UserError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ Root = click.option(
 Run = click.argument("run", metavar="RUN")
 Wait = click.option("--wait/--no-wait", default=False, help="Wait for the run to end, and end as it did.")
 Timeout = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this.")
-_POLL_S = float(os.environ.get("COTRAIN_POLL_S", "5"))
+POLL_S = float(os.environ.get("COTRAIN_POLL_S", "5"))
 
 
 def server(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,6 +55,7 @@ def how(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--image", envvar="COTRAIN_IMAGE", help="Image of every step (also: COTRAIN_IMAGE). Name it by its digest.")
     @click.option("--service-account", help="Service account of the steps. Default: the server's own choice.")
     @Root
+    @told
     @wraps(command)
     def run(*args: Any, root: str, experiment: str, image: str | None, service_account: str | None, **kwargs: Any) -> Any:
         from pipelines.submit import Submission, remote
@@ -65,7 +65,7 @@ def how(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@main.command()
+@click.command()
 @Spec
 @Set
 @how
@@ -88,7 +88,7 @@ def submit(spec: str, overrides: tuple[str, ...], how: Any, connect: Callable[[]
         _wait(kfp, made.run, how.root, timeout_s)
 
 
-@main.command()
+@click.command()
 @Spec
 @Set
 @how
@@ -125,7 +125,7 @@ def retrain(spec: str, overrides: tuple[str, ...], how: Any, connect: Callable[[
         _wait(kfps[0], found.run, how.root, timeout_s, found.key)
 
 
-@main.command()
+@click.command()
 @click.argument("run", metavar="[RUN]", required=False)
 @server
 @Wait
@@ -158,7 +158,7 @@ def status(run: str | None, connect: Callable[[], Kfp], wait: bool, timeout_s: f
             click.echo(line)
 
 
-@main.command()
+@click.command()
 @Run
 @server
 @click.option("--step", "wanted", multiple=True, metavar="NAME", help="Only steps whose name begins so. Repeatable.")
@@ -185,12 +185,12 @@ def logs(run: str, connect: Callable[[], Kfp], wanted: tuple[str, ...], follow: 
                 printed[pod] = max(printed.get(pod, 0), len(whole))
         if over or not follow:
             break
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
     if not printed:
         click.echo("no step of it has a pod" + (" any more" if over else " yet"), err=True)
 
 
-@main.command()
+@click.command()
 @Run
 @server
 @click.option("--jobs-in", metavar="NAME", help="Namespace of its training jobs. Default: --namespace, else kubeflow.")
@@ -228,92 +228,6 @@ def _label(run: str) -> str:
     return f"{RUN}={label(run)}"
 
 
-@main.group()
-def schedule() -> None:
-    """Run a document again and again on a cluster; what has not changed is not done again."""
-
-
-@schedule.command("create")
-@Spec
-@Set
-@how
-@server
-@click.option("--name", help="Of the schedule; one of the same name is replaced. Default: the document's.")
-@click.option(
-    "--cron",
-    metavar="EXPR",
-    help="Minute, hour, day, month, weekday; or six fields, seconds first. In the server's time zone, most often UTC.",
-)
-@click.option("--every", metavar="TIME", help="Instead of --cron: 30m, 6h, 7d.")
-@click.option("--catch-up/--no-catch-up", default=False, show_default=True, help="Make up for the times that were missed, each of them.")
-@click.option("--max-concurrency", type=click.IntRange(1, 10), default=1, show_default=True, help="Runs at a time.")
-@click.option("--start", metavar="TIME", help="Not before, as 2027-01-31T00:00:00Z.")
-@click.option("--end", metavar="TIME", help="Not after.")
-@click.option("--disabled", is_flag=True, help="Make it, but let it not start anything yet.")
-@told
-def create(
-    spec: str, overrides: tuple[str, ...], how: Any, connect: Callable[[], Kfp], name: str | None, cron: str | None, every: str | None,
-    catch_up: bool, max_concurrency: int, start: str | None, end: str | None, disabled: bool,
-) -> None:  # fmt: skip
-    """Make a schedule. A SPEC that is a URI is read anew by each of its runs."""
-    from pipelines import submit as jobs
-    from trainer.check import load_spec
-
-    if bool(cron) == bool(every):
-        raise UserError.at("schedule create", "needs one of --cron and --every", "give one: --cron '30 2 * * *', or --every 6h")
-    when: dict[str, Any] = {"cron_expression": jobs.cron_of(cron)} if cron else {"interval_second": jobs.seconds_of(str(every))}
-    when |= {f"{end_of}_time": jobs.time_of(f"--{end_of}", text) for end_of, text in (("start", start), ("end", end)) if text}
-    found = load_spec(spec, overrides, sources=False)
-    read_anew = "://" in spec and not spec.startswith("file://")
-    given = {"spec": spec, "root": how.root, "changes": list(overrides)} if read_anew else jobs.parameters(found, how.root)
-    made, replaced = jobs.schedule(
-        connect(), how, name or found.name, given, no_catchup=not catch_up, max_concurrency=max_concurrency, enabled=not disabled, **when
-    )
-    click.echo(f"schedule: {made}{', disabled' if disabled else ''}" + "".join(f"\nreplaced: {one}" for one in replaced))
-
-
-@schedule.command("list")
-@server
-@told
-def list_(connect: Callable[[], Kfp]) -> None:
-    """List schedules of this pipeline."""
-    for one in connect().schedules():
-        cron, periodic = one.trigger.cron_schedule, one.trigger.periodic_schedule
-        when = cron.cron if cron else f"every {periodic.interval_second} s"
-        state = str(one.status or one.mode).lower()
-        click.echo(f"{one.recurring_run_id}  {state:<8} {when:<22} {one.display_name}  {_document(one)}")
-
-
-def _document(one: Any) -> str:
-    """What a schedule runs, in a word: the URI, or the name of the document that it holds."""
-    said = str(((one.runtime_config.parameters if one.runtime_config else None) or {}).get("spec", ""))
-    try:
-        return str(json.loads(said)["name"])
-    except (ValueError, LookupError, TypeError):
-        return said
-
-
-for _name, _on, _help in (("enable", True, "Let a schedule start runs."), ("disable", False, "Let a schedule start no more runs.")):
-
-    @schedule.command(_name, help=_help)
-    @click.argument("id", metavar="ID")
-    @server
-    @told
-    def _switch(id: str, connect: Callable[[], Kfp], on: bool = _on) -> None:
-        connect().switch(id, on)
-        click.echo(f"{id} is {'enabled' if on else 'disabled'}")
-
-
-@schedule.command()
-@click.argument("id", metavar="ID")
-@server
-@told
-def delete(id: str, connect: Callable[[], Kfp]) -> None:
-    """Delete a schedule. Runs that it started go on."""
-    connect().unschedule(id)
-    click.echo(f"{id} is deleted")
-
-
 def _wait(kfp: Kfp, run: str, root: str, timeout_s: float | None, key: str | None = None) -> None:
     """Wait for a run, say how its steps go, and end as it did."""
     from pipelines.submit import settled, steps
@@ -329,9 +243,12 @@ def _wait(kfp: Kfp, run: str, root: str, timeout_s: float | None, key: str | Non
                 click.echo(f"  {name}: {state.lower()}")
 
     try:
-        ended = kfp.wait(run, timeout_s, seen, _POLL_S)
+        ended = kfp.wait(run, timeout_s, seen, POLL_S)
     except KeyboardInterrupt:
         click.echo(f"the run goes on; end it with: cotrain cancel {run}", err=True)
         raise
     for line in settled(root, ended, key):
         click.echo(line)
+
+
+COMMANDS = (submit, retrain, status, logs, cancel)

@@ -44,3 +44,22 @@ def recording(name: str) -> Recording:
         started_s=started_s,
         refusal=next((row["error"] for row in rows if "error" in row), None),
     )
+
+
+VALUE_ERROR = "ValueError: task digit: target 12 is not below classes=10"
+VERDICTS = {
+    # name: state, verdict, reason, who failed first, what is said of it, restarts
+    "complete": ("succeeded", "succeeded", "Complete", "", "all 2 nodes finished", 0),
+    "exception-rank1": ("failed", "failed", "ValueError", "rank 1", VALUE_ERROR, 0),
+    "exception-restarts": ("failed", "failed", "ValueError", "rank 1", VALUE_ERROR, 2),
+    "oom-rank1": ("failed", "failed", "OOMKilled", "rank 1", "more memory than its limit, 256Mi", 0),
+    "image-pull": ("starting", "waiting", "ImagePullBackOff", "rank 0", "image registry.invalid/none:1 can't be pulled", 0),
+    "unschedulable": ("queued", "waiting", "Unschedulable", "rank 0", "2 Insufficient nvidia.com/gpu", 0),
+    "suspend-resume": ("succeeded", "succeeded", "Complete", "", "", 0),
+    "suspend-running": ("succeeded", "succeeded", "Complete", "", "", 0),
+    "evicted": ("succeeded", "succeeded", "Complete", "", "", 1),
+    "pod-deleted": ("succeeded", "succeeded", "Complete", "", "", 1),
+    "trainjob-deleted": ("deleted", "deleted", "Deleted", "", "the TrainJob was deleted while it was running", 0),
+    "kueue-queued": ("succeeded", "succeeded", "Complete", "", "", 0),
+    "deadline": ("failed", "failed", "DeadlineExceeded", "", "ran for more than 8 s", 0),
+}

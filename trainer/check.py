@@ -21,6 +21,7 @@ from trainer import rules, rules_joint
 from trainer.catalog import find
 from trainer.document import read
 from trainer.errors import Fault, SpecError, UserError
+from trainer.examine import balance_points_exist
 from trainer.explain import at, explain, strays, there
 from trainer.overrides import NAMED, Override
 from trainer.places import Finding, Path, dotted, on_one_line, related
@@ -47,7 +48,8 @@ def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()
     Args:
         source: path or URI (`file://`, `s3://`) of YAML or, where it ends in `.json`, JSON; a JSON text that starts with '{'; or a dict.
         overrides: `path=value`, applied in order; values are YAML.
-        sources: whether to look for the files that datasets read. Steps that come after they were prepared may run where those are not.
+        sources: whether to look for the files that datasets read, and into models. Steps that come after data was prepared may run
+            where those files are not.
 
     Raises:
         SpecError: with every fault that was found.
@@ -65,6 +67,8 @@ def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()
     findings, draft = _draft(raw, findings)
     for rule in (*rules.RULES, *rules_joint.RULES):
         findings = _merged(findings, rule(draft))
+    if sources:
+        findings = _merged(findings, balance_points_exist(draft))
     seen = _seen_by_datasets(draft, label, made) if sources else []
     ranked = [(_rank(raw, found.path), Fault(_place(label, made, found.path), found.finding, found.remedy)) for found in findings]
     ranked += [(_rank(raw, ("data", name)), fault) for name, fault in seen]

@@ -124,13 +124,14 @@ def message(left: list[dict[str, Any]]) -> str:
     word = dict(left[0])
     while len(text := json.dumps(word)) > _MESSAGE_BYTES:
         # the end of a traceback says most, the start of a message does
-        cut = max(64, len(text) - _MESSAGE_BYTES)
-        if word["traceback"]:
-            word["traceback"] = word["traceback"][cut:]
-        elif len(word["message"]) > 256:
-            word["message"] = word["message"][:-cut]
+        if len(word["traceback"]) > 1000:
+            word["traceback"] = word["traceback"][len(word["traceback"]) // 8 + 1 :]
+        elif len(word["message"]) > 250:
+            word["message"] = word["message"][: len(word["message"]) * 7 // 8]
+        elif word["traceback"]:
+            word["traceback"] = ""
         elif word["faults"]:
-            word["faults"] = word["faults"][:-1]
+            word["faults"] = word["faults"][: len(word["faults"]) * 7 // 8]
         else:
             return text[:_MESSAGE_BYTES]
     return text

@@ -6,16 +6,20 @@ for a fault of another that is reported already, so it asks whether what it read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from trainer import references
 from trainer.catalog import CATALOG, find
 from trainer.errors import one_of
-from trainer.parts import Column, Dataset, Model
+from trainer.parts import Balancer, Column, Dataset, Model
 from trainer.places import Finding, Path, dotted, related, shown
 from trainer.spec import Cluster, Compare, Phase, Publish, Task, Train
+
+_STEPS_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -248,30 +252,68 @@ def _weighed(draft: Draft, name: str, phase: Phase) -> Iterator[Finding]:
 
 
 def gradients_meet(draft: Draft) -> Iterator[Finding]:
-    """A balancer that weighs gradients has at least two tasks on one model, and sharding lets it see what it asks for."""
+    """A balancer that weighs gradients has at least two tasks on one model that learns, in one step, and sees what it asks for."""
     for name, phase in draft.phases.items():
         path: Path = ("phases", name, "balancer")
         if phase is None or not draft.sound(path):
             continue
         balancer = phase.balancer
+        yield from _asked_of_gradients(balancer, path)
         looks = balancer.needs_gram or balancer.needs_grads or balancer.probe_every is not None
-        if balancer.gram is not None and not balancer.needs_gram and balancer.probe_every is None:
-            yield Finding((*path, "gram"), f"{balancer.kind} asks for no Gramian", "leave out gram, or choose a gradient method")
         if looks and draft.sound(("phases", name, "tasks"), ("tasks",)):
             tasks = [draft.tasks.get(t) for t in draft.phase_tasks(phase)]
-            if any(task is not None and task.objective is not None and task.objective.wide for task in tasks):
-                continue  # trainer.rules_joint says what is wrong with that
-            models = [task.model for task in tasks if task is not None]
-            if len(models) < 2:
-                yield Finding(path, f"{balancer.kind} weighs the gradients of several tasks, and the phase has one", "write equal")
-            elif len(set(models)) == len(models):
-                yield Finding(
-                    path, f"{balancer.kind} weighs gradients where tasks share a model, and here none do", "write equal, or share a model"
-                )
+            # of wide objectives trainer.rules_joint says what is wrong with that
+            if not any(task is not None and task.objective is not None and task.objective.wide for task in tasks):
+                yield from _met(draft, phase, path)
         exact = balancer.probe_every is not None or (balancer.gram is not None and balancer.gram.source == "exact")
         if exact and draft.train is not None and draft.train.zero.stage == 3 and draft.sound(("train", "zero")):
             what = "probe_every" if balancer.probe_every is not None else "gram"
             yield Finding((*path, what), "exact gradients need whole parameters, which ZeRO stage 3 shards", "set train.zero.stage to 2")
+
+
+def _asked_of_gradients(balancer: Balancer, path: Path) -> Iterator[Finding]:
+    """What a balancer says of its Gramian is read by something."""
+    gram = balancer.gram
+    if gram is None:
+        return
+    if balancer.needs_grads:
+        finding = f"{balancer.kind} reads the task gradients at the representation themselves, and no Gramian"
+        yield Finding((*path, "gram"), finding, "leave out gram")
+    elif not balancer.needs_gram and balancer.probe_every is None:
+        yield Finding((*path, "gram"), f"{balancer.kind} asks for no Gramian", "leave out gram, or choose a gradient method")
+    elif gram.layer is not None and gram.source == "representation":
+        remedy = "leave out layer, or write source: last_layer"
+        yield Finding((*path, "gram", "layer"), "the source 'representation' looks at no layer", remedy)
+    elif gram.layer is not None and gram.point is not None:
+        yield Finding((*path, "gram", "point"), f"the layer is named already: {shown(gram.layer)}", "leave out point, or layer")
+
+
+def _met(draft: Draft, phase: Phase, path: Path) -> Iterator[Finding]:
+    """Gradients of several tasks meet."""
+    kind = phase.balancer.kind
+    tasks = [task for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
+    models = [task.model for task in tasks]
+    shared = {model for model in models if models.count(model) > 1}
+    seen = {(task.data, task.model, tuple(task.inputs)) for task in tasks}
+    if len(tasks) < 2:
+        yield Finding(path, f"{kind} weighs the gradients of several tasks, and the phase has one", "write equal")
+    elif not shared:
+        yield Finding(path, f"{kind} weighs gradients where tasks share a model, and here none do", "write equal, or share a model")
+    elif phase.train is not None and not shared & set(phase.train):
+        finding = f"{kind} weighs gradients of what tasks share, and this phase trains none of it"
+        yield Finding(path, finding, f"write equal, or add {' or '.join(sorted(shared))} to train")
+    elif phase.balancer.needs_grads and len(seen) == len(tasks):
+        finding = f"{kind} compares task gradients row by row, and no two tasks are on the same rows"
+        yield Finding(path, finding, "write pcgrad, with gram: last_layer")
+    elif not _together(phase, tasks):
+        finding = f"{kind} weighs the gradients of one step, and mixer '{phase.mixer.kind}' gives each step one task"
+        yield Finding(path, finding, "write equal, or mixer: all")
+
+
+def _together(phase: Phase, tasks: Sequence[Task]) -> bool:
+    """Whether any step of a phase sees two tasks, datasets being of one size."""
+    rows_T = np.full(len(tasks), 1000, dtype=np.int64)
+    return bool((phase.mixer.schedule(rows_T, [task.data for task in tasks], _STEPS_LOOKED_AT, 0).sum(1) > 1).any())
 
 
 def all_is_used(draft: Draft) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from recorded_streams import NAMES, Recording, recording
+from recorded_streams import NAMES, VERDICTS, Recording, recording
 
 from components.causes import as_error, as_markdown, cause_of
 from components.patience import Patience, gave_up
@@ -23,25 +23,6 @@ def told(name: str, until_s: float | None = None) -> tuple[Situation, Recording]
             break
         situation = tick(fold(situation, event, found.started_s + t_s), found.started_s + t_s)
     return situation, found
-
-
-VALUE_ERROR = "ValueError: task digit: target 12 is not below classes=10"
-VERDICTS = {
-    # name: state, verdict, reason, who failed first, what is said of it, restarts
-    "complete": ("succeeded", "succeeded", "Complete", "", "all 2 nodes finished", 0),
-    "exception-rank1": ("failed", "failed", "ValueError", "rank 1", VALUE_ERROR, 0),
-    "exception-restarts": ("failed", "failed", "ValueError", "rank 1", VALUE_ERROR, 2),
-    "oom-rank1": ("failed", "failed", "OOMKilled", "rank 1", "more memory than its limit, 256Mi", 0),
-    "image-pull": ("starting", "waiting", "ImagePullBackOff", "rank 0", "image registry.invalid/none:1 can't be pulled", 0),
-    "unschedulable": ("queued", "waiting", "Unschedulable", "rank 0", "2 Insufficient nvidia.com/gpu", 0),
-    "suspend-resume": ("succeeded", "succeeded", "Complete", "", "", 0),
-    "suspend-running": ("succeeded", "succeeded", "Complete", "", "", 0),
-    "evicted": ("succeeded", "succeeded", "Complete", "", "", 1),
-    "pod-deleted": ("succeeded", "succeeded", "Complete", "", "", 1),
-    "trainjob-deleted": ("deleted", "deleted", "Deleted", "", "the TrainJob was deleted while it was running", 0),
-    "kueue-queued": ("succeeded", "succeeded", "Complete", "", "", 0),
-    "deadline": ("failed", "failed", "DeadlineExceeded", "", "ran for more than 8 s", 0),
-}
 
 
 def test_no_recording_is_left_out():
