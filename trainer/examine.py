@@ -42,7 +42,12 @@ def _shared(draft: Draft, phase: Phase) -> dict[str, Task]:
     found: dict[str, Task] = {}
     for name in draft.phase_tasks(phase):
         task = draft.tasks.get(name)
-        if task is not None and draft.models.get(task.model) is not None and draft.sound(("tasks", name), ("models", task.model)):
+        if (
+            task is not None
+            and task.model is not None
+            and draft.models.get(task.model) is not None
+            and draft.sound(("tasks", name), ("models", task.model))
+        ):
             found.setdefault(task.model, task)
     return found
 

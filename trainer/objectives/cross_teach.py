@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class CrossTeach(Objective):
     """Cross-entropy of the learner with the class that its teachers agree on with confidence, over rows without a label.
 
-    Rows of which the teachers are not sure add nothing to the loss, and count all the same: the pressure grows with the teachers' confidence.
+    Rows of which the teachers are not sure add nothing to the loss, and count all the same: the pressure grows with their confidence.
     """
 
     wide: ClassVar[bool] = True

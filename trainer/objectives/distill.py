@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Distill(Objective):
-    """KL(mean of the teachers' probabilities || learner), softened, summed over all rows, labelled or not. Teachers are not changed by it."""
+    """KL(mean of the teachers' probabilities || learner), softened, summed over all rows, labelled or not. Teachers don't change."""
 
     wide: ClassVar[bool] = True
     takes_target: ClassVar[bool | None] = False
