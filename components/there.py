@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -288,7 +289,7 @@ def _stoppable() -> Iterator[None]:
         raise Stopped("asked to stop; its ranks save their state")
 
     before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL:
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGTERM, stop)

@@ -77,7 +77,7 @@ def shape_of(spec: JointSpec, fitted: Mapping[str, Any]) -> Shape:
 
     with torch.device("meta"):
         module = build(spec, fitted)
-    last = [list(layers(model).values())[-1].weight for model in module.models.values() if layers(model)]
+    last: list[Any] = [list(layers(model).values())[-1].weight for model in module.models.values() if layers(model)]
     try:
         flops, activations = float(flops_per_row(spec, fitted)), activation_bytes_per_row(spec, fitted)
     except Exception:  # a model of the user's own may need more than shapes

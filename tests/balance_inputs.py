@@ -30,7 +30,7 @@ class Sides(nn.Module):
     Args:
         width: of the input.
         says: whether it calls `balance_point`.
-        checkpoint: what of it runs inside an activation checkpoint: `all`, `encoders` or nothing.
+        checkpointed: what of it runs inside an activation checkpoint: `all`, `encoders`, `join` or nothing.
         reentrant: the kind of checkpoint.
     """
 
@@ -54,6 +54,8 @@ class Sides(nn.Module):
             return run(self.whole, x)
         if self.checkpointed == "encoders":
             return torch.tanh(self.join(torch.cat(run(self.encode, x), 1)))
+        if self.checkpointed == "join":
+            return torch.tanh(run(self.join, torch.cat(self.encode(x), 1)))
         return self.whole(x)
 
 

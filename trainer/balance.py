@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import LaunchError
-from trainer.points import Place, Seen, as_rows, directions, outputs_as_rows
+from trainer.points import Place, Seen, as_rows, directions, outputs_as_rows, reentrant, refuse_hidden
 from trainer.world import World
 
 Weigh = Callable[[Tensor], Tensor]
@@ -93,6 +93,7 @@ class Balance:
 
     def measure(self, sums_P: Sequence[Tensor], shared: Sequence[nn.Parameter]) -> None:
         """Make the exact Gramian from the summed losses. Inside the forward pass, before the engine sees an output."""
+        refuse_hidden([point.z for point in self.points])
         self._measuring = True
         try:
             rows = []
@@ -218,8 +219,7 @@ def _gradients(of: Tensor | Sequence[Tensor], to: Sequence[Tensor], grad: Tensor
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
-        finding = "task gradients can't be taken apart behind a reentrant activation checkpoint"
-        raise LaunchError.at("gram", finding, "call torch.utils.checkpoint.checkpoint with use_reentrant=False") from error
+        raise reentrant("gram", "what comes after a balance point or the last shared layer") from error
     return [torch.zeros_like(x) if g is None else g for x, g in zip(to, found, strict=True)]
 
 

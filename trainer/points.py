@@ -47,7 +47,7 @@ class Seen:
         if not isinstance(z, Tensor):
             raise LaunchError.at(said_by, f"got a {type(z).__name__}", "name what gives a tensor")
         if not torch.is_grad_enabled():
-            raise _reentrant(said_by, "a balance point")
+            raise reentrant(said_by, "a balance point")
         self.points.append(z)
         if (layer := self._nearest(z)) is not None:
             self.stand(layer)
@@ -75,7 +75,7 @@ class Seen:
         if module not in self._ran:
             return
         if self._ran[module].hidden:
-            raise _reentrant("gram", "the last shared layer")
+            raise reentrant("gram", "the last shared layer")
         self.layers.append(self._ran[module])
 
 
@@ -157,7 +157,19 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in module.named_modules() if sound(m) or (isinstance(m, nn.Conv2d) and m.groups == 1)}
 
 
-def _reentrant(place: str, what: str) -> UserError:
+def refuse_hidden(ends: Sequence[Tensor]) -> None:
+    """Raise LaunchError if a reentrant activation checkpoint led to any of these tensors: gradients inside it would be taken for 0."""
+    known: set[Any] = set()
+    front = [z.grad_fn for z in ends if z.grad_fn is not None]
+    while front:
+        if any(type(node).__name__ == "CheckpointFunctionBackward" for node in front):
+            raise reentrant("gram", "a shared parameter")
+        known.update(front)
+        front = list(dict.fromkeys(n for node in front for n, _ in node.next_functions if n is not None and n not in known))
+
+
+def reentrant(place: str, what: str) -> UserError:
+    """The error for what autograd can't look into."""
     finding = f"{what} is inside a reentrant activation checkpoint, where autograd doesn't see it"
     return LaunchError.at(place, finding, "call torch.utils.checkpoint.checkpoint with use_reentrant=False")
 

@@ -1,0 +1,375 @@
+"""A training run as a job of a cluster: created once, adopted by whoever comes second, checked before, taken away by the last."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from cluster_jobs import connect, furnish, launching_pod, leave_result, player, request, target
+from kube_server import serving
+
+from components import follow, there, watching
+from components.manifests import job_name, render
+from trainer.errors import LaunchError, Stopped, UserError
+
+KEY = "a" * 24
+
+
+@pytest.fixture
+def kube(monkeypatch):
+    monkeypatch.setattr(follow, "_TICK_S", 0.1)
+    monkeypatch.setattr(there, "_PARTING_S", 0.2)
+    monkeypatch.setattr(watching, "PAUSE_S", 0.02)
+    with serving() as server:
+        furnish(server)
+        yield server
+
+
+@pytest.fixture
+def launch(kube, tmp_path, monkeypatch):
+    """Launch as a pod, or as nobody in particular."""
+    cluster = connect(kube, tmp_path, monkeypatch)
+
+    def call(owner=None, asked=None):
+        asked = asked or request()
+        return there.train(cluster, str(tmp_path / "root"), asked, target(tmp_path / "root", owner))
+
+    return call
+
+
+def existing(kube, tmp_path, owner=None, key=KEY, **extra):
+    """The job, as an earlier launcher left it there."""
+    job = render(request(key), target(tmp_path / "root", owner), "trainjob")[0]
+    job["metadata"]["name"] = job_name(request(), str(tmp_path / "root"))
+    return kube.put("trainjobs", {**job, **extra})
+
+
+def complete(kube, tmp_path):
+    """A cluster that trains at once."""
+
+    def play(job):
+        leave_result(tmp_path / "root", KEY)
+        kube.status(f"{job['kind'].lower()}s", job["metadata"]["name"], conditions=[{"type": "Complete", "status": "True"}])
+
+    return play
+
+
+def test_what_was_trained_is_not_trained_again(kube, launch, tmp_path):
+    leave_result(tmp_path / "root", KEY)
+    assert launch().reused
+    assert kube.created == []
+
+
+def test_a_job_is_created_by_its_launching_pod_and_says_who_waits_for_it(kube, launch, tmp_path):
+    kube.controller = complete(kube, tmp_path)
+    launching_pod(kube, "step-1", workflow="run-7")
+    launch("step-1")
+    (job,) = kube.created
+    assert [(owner["kind"], owner["uid"]) for owner in job["metadata"]["ownerReferences"]] == [("Pod", "uid-of-step-1")]
+    assert job["metadata"]["annotations"]["cotrain.io/workflow"] == "run-7"
+    assert job["spec"]["activeDeadlineSeconds"] > 0
+
+
+def test_a_retry_adopts_the_job_of_its_key_and_trains_once(kube, launch, tmp_path):
+    first = existing(kube, tmp_path, "step-1")
+    launching_pod(kube, "step-2", workflow="run-8")
+    threading.Thread(target=player(kube, "complete", tmp_path / "root", KEY), args=(first,), daemon=True).start()
+    assert launch("step-2").json("result.json") == {}
+    assert kube.created == []
+    owners = kube.get("trainjobs", first["metadata"]["name"])["metadata"]["ownerReferences"]
+    assert [owner["name"] for owner in owners] == ["step-1", "step-2"]
+
+
+def test_two_launchers_at_once_train_once(kube, launch, tmp_path):
+    kube.controller = player(kube, "complete", tmp_path / "root", KEY)
+    for name in ("step-1", "step-2"):
+        launching_pod(kube, name)
+    results = []
+    threads = [threading.Thread(target=lambda name=name: results.append(launch(name))) for name in ("step-1", "step-2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.key for result in results] == [KEY, KEY]
+    assert len(kube.created) == 1
+
+
+def test_a_create_whose_answer_is_lost_is_found_again(kube, launch, tmp_path):
+    """The server has created it and could not say so: the next try gets 409, and adopts."""
+    kube.controller = player(kube, "complete", tmp_path / "root", KEY)
+    asked = []
+    kube.refuse = lambda resource, thing: (
+        asked.append(kube.put(resource, thing)) or (503, "ServiceUnavailable", "etcd") if not asked else None
+    )
+    threading.Thread(target=lambda: (_until(lambda: asked), kube.controller(asked[0])), daemon=True).start()
+    assert launch().key == KEY
+    assert kube.created == [] and len(kube.of("trainjobs")) == 1
+
+
+def _until(true, limit_s=20.0):
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_job_of_another_key_is_never_adopted(kube, launch, tmp_path):
+    existing(kube, tmp_path, key="b" * 24)
+    with pytest.raises(LaunchError, match=r"exists and trains something else \(key b+\)"):
+        launch()
+    assert kube.created == [] and kube.deleted == []
+
+
+def test_something_that_only_has_its_name_is_left_alone(kube, launch, tmp_path):
+    kube.put("trainjobs", {"metadata": {"name": job_name(request(), str(tmp_path / "root"))}, "spec": {}})
+    with pytest.raises(LaunchError, match="exists and is not ours"):
+        launch()
+    assert kube.deleted == []
+
+
+def test_a_job_that_failed_makes_way_for_a_new_one(kube, launch, tmp_path):
+    failed = existing(kube, tmp_path, status={"conditions": [{"type": "Failed", "status": "True", "reason": "FailedJobs"}]})
+    kube.controller = complete(kube, tmp_path)
+    launch()
+    assert kube.deleted == [("trainjobs", failed["metadata"]["name"], "Background")]
+    assert len(kube.created) == 1
+
+
+def test_nothing_is_created_while_pods_of_an_earlier_job_still_live(kube, launch, tmp_path):
+    kube.controller = complete(kube, tmp_path)
+    name = job_name(request(), str(tmp_path / "root"))
+    kube.put("pods", {"metadata": {"name": "old", "labels": {"jobset.sigs.k8s.io/jobset-name": name}}, "status": {"phase": "Running"}})
+    thread = threading.Thread(target=launch)
+    thread.start()
+    _until(lambda: sum("/pods?labelSelector" in path for _, path in kube.requests) > 1)
+    assert kube.created == []
+    kube.remove("pods", "old")
+    thread.join(20)
+    assert len(kube.created) == 1
+
+
+def test_a_plain_job_goes_with_its_service_and_the_foreground(kube, launch, tmp_path):
+    asked = request(launcher="job")
+    kube.controller = complete(kube, tmp_path)
+    launch(asked=asked)
+    (service,) = kube.of("services")
+    (job,) = kube.of("jobs")
+    assert service["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    there.remove(connect_again(kube, tmp_path), job)
+    assert kube.deleted[-1] == ("jobs", job["metadata"]["name"], "Foreground")
+    assert kube.of("services") == []
+
+
+def connect_again(kube, tmp_path):
+    from components.cluster import Cluster
+
+    return Cluster.connect("ns", 5)
+
+
+@pytest.mark.parametrize("asks", ["", "1"])
+def test_a_server_that_is_down_throttles_or_cuts_is_waited_for(asks, kube, launch, tmp_path):
+    kube.controller = complete(kube, tmp_path)
+    after = {"Retry_After": asks} if asks else {}
+    faults = [
+        kube.fail("POST", r"/trainjobs$", 503, 1),
+        kube.fail("POST", r"/trainjobs$", 429, 1, **after),
+        kube.fail("GET", r"/trainjobs/", 0, 2),
+        kube.fail("GET", r"/trainjobs\?watch", 500, 1),
+        kube.fail("GET", r"/pods", 504, 2),
+    ]
+    assert launch().key == KEY
+    assert all(fault.seen for fault in faults)
+    assert len(kube.created) == 1
+
+
+def test_a_watch_that_comes_too_late_lists_anew(kube, launch, tmp_path):
+    """410: the server has forgotten where the watch was; what happened meanwhile is found by a list."""
+
+    def play(job):
+        name = job["metadata"]["name"]
+        _until(lambda: any("/trainjobs?" in path and "watch=true" in path for _, path in kube.requests))
+        leave_result(tmp_path / "root", KEY)
+        with kube.changed:
+            kube.status("trainjobs", name, conditions=[{"type": "Complete", "status": "True"}])
+            kube.forget()
+
+    kube.controller = play
+    assert launch().key == KEY
+    lists = [path for method, path in kube.requests if "/trainjobs?" in path and "watch" not in path]
+    assert len(lists) >= 2
+
+
+class Asked:
+    """Asks for a stop as soon as the job is watched, as SIGTERM does to the step that launches."""
+
+    def __init__(self, kube, monkeypatch):
+        original = follow._next
+
+        def stopped(events):
+            if any("watch=true" in path for _, path in kube.requests):
+                raise Stopped("asked to stop")
+            yield from original(events)
+
+        monkeypatch.setattr(follow, "_next", stopped)
+
+
+def test_a_launcher_that_is_stopped_deletes_what_it_launched(kube, launch, monkeypatch):
+    Asked(kube, monkeypatch)
+    launching_pod(kube, "step-1")
+    with pytest.raises(Stopped):
+        launch("step-1")
+    assert kube.of("trainjobs") == []
+    assert [(resource, policy) for resource, _, policy in kube.deleted] == [("trainjobs", "Background")]
+
+
+@pytest.mark.parametrize(("phase", "left"), [("Running", True), ("Failed", False)])
+def test_it_leaves_what_another_launcher_that_lives_waits_for(phase, left, kube, launch, tmp_path, monkeypatch):
+    existing(kube, tmp_path, "other")
+    launching_pod(kube, "other", phase=phase)
+    launching_pod(kube, "step-1")
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch("step-1")
+    assert bool(kube.of("trainjobs")) is left
+    if left:
+        assert [owner["name"] for owner in kube.of("trainjobs")[0]["metadata"]["ownerReferences"]] == ["other"]
+
+
+def test_a_job_that_somebody_deletes_is_a_stop(kube, launch):
+    def play(job):
+        _until(lambda: any("/trainjobs?" in path and "watch=true" in path for _, path in kube.requests))
+        kube.remove("trainjobs", job["metadata"]["name"])
+
+    kube.controller = play
+    with pytest.raises(Stopped, match="was deleted while it was waiting"):
+        launch()
+
+
+def test_a_job_that_is_deleted_before_anybody_looks_is_a_stop_too(kube, launch):
+    kube.controller = lambda job: kube.remove("trainjobs", job["metadata"]["name"])
+    with pytest.raises(Stopped, match="was deleted"):
+        launch()
+
+
+def node(name, **allocatable):
+    return {"metadata": {"name": name, "namespace": ""}, "status": {"allocatable": {"cpu": "8", "memory": "32Gi", **allocatable}}}
+
+
+LACKS = {
+    "no right": (
+        lambda k: k.denied.add(("create", "trainjobs")),
+        {},
+        "we may not create trainjobs",
+        "kubectl auth can-i create trainjobs -n ns",
+    ),
+    "no right to pods": (lambda k: k.denied.add(("watch", "pods")), {}, "we may not watch pods", "kubectl auth can-i watch pods -n ns"),
+    "no runtime": (
+        lambda k: k.remove("trainingruntimes", "cotrain"),
+        {},
+        "has no TrainingRuntime 'cotrain'",
+        "kubectl get trainingruntimes -n ns",
+    ),
+    "no trainer": (lambda k: k.absent.add("trainingruntimes"), {}, "has no Kubeflow Trainer", "launcher: job"),
+    "no account": (
+        lambda k: k.remove("serviceaccounts", "cotrain-training"),
+        {},
+        "has no ServiceAccount 'cotrain-training'",
+        "kubectl get serviceaccounts cotrain-training -n ns",
+    ),
+    "no secret": (lambda k: None, {"target": {"store_secret": "s3"}}, "has no Secret 's3'", "kubectl get secrets s3 -n ns"),
+    "no pull secret": (
+        lambda k: None,
+        {"target": {"image_pull_secrets": ("reg",)}},
+        "has no Secret 'reg'",
+        "kubectl get secrets reg -n ns",
+    ),
+    "no queue": (lambda k: None, {"queue": "fast"}, "has no LocalQueue 'fast'", "did you mean 'lq'|known: lq"),
+    "no Kueue": (lambda k: k.absent.add("localqueues"), {"queue": "lq"}, "the cluster has no Kueue", "leave queue out"),
+    "quota of the queue": (
+        lambda k: k.put(
+            "clusterqueues",
+            {
+                "metadata": {"name": "cq", "namespace": ""},
+                "spec": {"resourceGroups": [{"flavors": [{"name": "f", "resources": [{"name": "cpu", "nominalQuota": "3"}]}]}]},
+            },
+        ),
+        {"queue": "lq", "cpus_per_node": 2},
+        "asks for 4 cpu in all; ClusterQueue cq has 3",
+        "kubectl describe clusterqueue cq",
+    ),
+    "quota of the namespace": (
+        lambda k: k.put("resourcequotas", {"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {"requests.memory": "4Gi"}}}),
+        {"memory_gib_per_node": 3},
+        "asks for 6Gi memory in all; the quota 'q' of the namespace is 4Gi",
+        "kubectl describe resourcequota -n ns",
+    ),
+    "no such node": (
+        lambda k: k.put("nodes", node("n1")),
+        {"gpus_per_node": 64},
+        "asks for 64 nvidia.com/gpu per node; the largest node has 0",
+        "kubectl get nodes",
+    ),
+    "too few nodes": (
+        lambda k: [k.put("nodes", node(f"n{n}", **{"nvidia.com/gpu": "8"})) for n in range(2)],
+        {"gpus_per_node": 8, "nodes": 3},
+        "asks for 3 nodes; the 2 nodes of the cluster have room for 2 such pods when empty",
+        "kubectl get nodes",
+    ),
+    "no label": (
+        lambda k: k.put("nodes", node("n1")),
+        {"node_selector": {"zone": "z"}},
+        "no node has zone=z",
+        "kubectl get nodes --show-labels",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_what_the_cluster_lacks_is_said_before_anything_is_created(name, kube, tmp_path, monkeypatch):
+    import re
+
+    prepare, asked, finding, remedy = LACKS[name]
+    prepare(kube)
+    asked = dict(asked)
+    where = target(tmp_path / "root", **asked.pop("target", {}))
+    with pytest.raises(UserError) as caught:
+        there.train(connect(kube, tmp_path, monkeypatch), str(tmp_path / "root"), request(**asked), where)
+    assert caught.value.exit_code == 2
+    assert any(finding in fault.finding and re.search(remedy, fault.remedy) for fault in caught.value.faults), str(caught.value)
+    assert kube.created == []
+
+
+def test_all_that_is_missing_is_said_at_once(kube, tmp_path, monkeypatch):
+    kube.remove("trainingruntimes", "cotrain")
+    kube.put("nodes", node("n1"))
+    with pytest.raises(LaunchError) as caught:
+        there.train(
+            connect(kube, tmp_path, monkeypatch),
+            str(tmp_path / "root"),
+            request(gpus_per_node=4),
+            target(tmp_path / "root", store_secret="s3", ca_config_map="ca"),
+        )
+    assert len(caught.value.faults) == 4
+
+
+def test_what_we_may_not_look_at_is_not_held_against_the_job(kube, launch, tmp_path):
+    for resource in ("trainingruntimes", "secrets", "serviceaccounts", "resourcequotas", "nodes", "configmaps"):
+        kube.denied |= {("get", resource), ("list", resource)}
+    kube.controller = complete(kube, tmp_path)
+    assert launch().key == KEY
+
+
+def test_nodes_that_come_on_demand_are_not_counted(kube, launch, tmp_path, monkeypatch):
+    kube.put("nodes", node("n1"))
+    kube.controller = complete(kube, tmp_path)
+    monkeypatch.setenv("COTRAIN_NODES_ON_DEMAND", "1")
+    assert launch(asked=request(gpus_per_node=64)).key == KEY
+
+
+def test_no_cluster_at_all_is_the_users_to_put_right(tmp_path, monkeypatch):
+    from components.cluster import Cluster
+
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(LaunchError, match="no cluster is known"):
+        Cluster.connect("ns")
