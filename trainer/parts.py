@@ -155,7 +155,7 @@ class Dataset(Part):
 
 
 class Model(Part):
-    """A named `nn.Module` that maps its inputs to a representation `[B, D]`; heads stand on top of it.
+    """A named `nn.Module` that maps its inputs to a representation `[B, D]`, or to a map `[B, D, H, W]`; heads stand on top of it.
 
     The module takes the input tensors of a task in the order they are named, and has an
     `out_features: int` attribute, D.
@@ -165,6 +165,8 @@ class Model(Part):
     """Kinds of input column it can be used with; None: any."""
     most_inputs: ClassVar[int | None] = None
     """How many input columns it can be used with; None: any number."""
+    maps: ClassVar[bool | None] = False
+    """Whether it makes a map: its module says so too, by `makes_map = True`. None: only its module tells."""
 
     def build(self, inputs: Sequence[Mapping[str, Any]]) -> nn.Module:
         """A fresh module for inputs described by their fitted columns (`kind`, `shape`, `dtype`, ...)."""
@@ -241,6 +243,8 @@ class Objective(Part):
 
     # --- plain ---------------------------------------------------------------------------------------------------
 
+    takes_maps: ClassVar[bool | None] = None
+    """Whether its head stands on a map as it is. None: on a map's mean over the places, or on a vector."""
     counts_rows: ClassVar[bool] = False
     """Whether every row that has a target counts once: then nothing is counted where no target is missing."""
 
