@@ -184,3 +184,28 @@ def test_an_output_that_kfp_can_not_write_is_told():
     done = CliRunner().invoke(main, ["compile", "-o", "out.json5"])
     assert done.exit_code == 2
     assert "'out.json5' is neither .yaml nor .json" in done.output
+
+
+def test_a_step_asks_for_its_pods_what_the_pipeline_asks_for_it():
+    from kfp.dsl import TaskConfig
+
+    from components.launch import asked
+
+    assert asked(None) == asked(TaskConfig()) == {}
+    toleration = {"key": "gpu", "operator": "Exists"}
+    told = TaskConfig(
+        tolerations=[toleration],
+        node_selector={"zone": "a"},
+        env=[{"name": "COTRAIN_RUN_ID", "value": "7"}, {"name": "HF_HOME", "value": "/tmp"}],
+        volumes=[{"name": "lake", "persistentVolumeClaim": {"claimName": "lake"}}],
+        volume_mounts=[{"name": "lake", "mountPath": "/lake"}],
+        resources={"limits": {"amd.com/gpu": "8"}},
+    )
+    assert asked(told) == {
+        "tolerations": (toleration,),
+        "node_selector": {"zone": "a"},
+        "env": ({"name": "HF_HOME", "value": "/tmp"},),
+        "volumes": ({"name": "lake", "persistentVolumeClaim": {"claimName": "lake"}},),
+        "volume_mounts": ({"name": "lake", "mountPath": "/lake"},),
+        "resources": {"limits": {"amd.com/gpu": "8"}},
+    }
