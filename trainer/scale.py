@@ -331,3 +331,17 @@ def simulate_elastic(
                 clock = next_failure
         shares[run] = kept / clock
     return Simulated(float(shares.mean()), float(shares.std(ddof=1) / math.sqrt(runs)), float(failures))
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def shards_read(rows: int, shards: int, nodes: int, epochs: float = 1.0) -> float:
+    """The share of a dataset's shards that a node is expected to read a row of.
+
+    The order of rows is a permutation of all of them (`trainer.order`), so what a node reads of an epoch is a random sample:
+    a shard of r rows is left out by it with probability (1 - 1/nodes)^r.
+    """
+    if nodes == 1 and epochs >= 1:
+        return 1.0
+    return -math.expm1(rows / shards * math.log1p(-min(1 - 1e-12, min(1.0, epochs) / nodes)) * max(1.0, epochs))

@@ -14,6 +14,7 @@ from pipelines.scale_report import amount, at_stage, machines, seconds
 from trainer.activations import activation_bytes_per_row
 from trainer.catalog import find
 from trainer.errors import LaunchError
+from trainer.order import Order, share
 from trainer.scale import (
     Machines,
     Shape,
@@ -25,6 +26,7 @@ from trainer.scale import (
     restart_s,
     saving,
     sent_bytes,
+    shards_read,
     simulate,
     simulate_elastic,
     step_seconds,
@@ -185,6 +187,16 @@ def test_the_plan_of_a_cluster_says_memory_exchange_checkpoints_and_goodput(tmp_
     alone = CliRunner().invoke(main, ["plan", example, "--parameters", "7e9"])
     assert alone.exit_code == 2
     assert "add --nodes" in alone.output
+
+
+@pytest.mark.parametrize(("rows", "shards", "nodes", "epochs"), [(6000, 30, 100, 1.0), (6000, 300, 40, 1.0), (6000, 30, 4, 0.01)])
+def test_a_node_reads_as_many_shards_of_a_real_order_as_expected(rows, shards, nodes, epochs):
+    order = Order(rows, 3, "data")
+    drawn = order.take(0, round(rows * epochs))
+    per_shard = rows // shards
+    found = [len({row // per_shard for row in drawn[share(len(drawn), nodes, node)].tolist()}) / shards for node in range(nodes)]
+    assert sum(found) / nodes == pytest.approx(shards_read(rows, shards, nodes, epochs), rel=0.05)
+    assert shards_read(rows, shards, 1) == 1.0
 
 
 def test_amounts_and_times_have_the_unit_that_fits():
