@@ -64,7 +64,7 @@ def test_the_compiled_pipeline_trains_what_its_parameters_say_and_its_artifacts_
     assert (spec["train"]["batch"], spec["train"]["zero"]["stage"], spec["cluster"]["launcher"]) == (16, 1, "local")
     assert artifact(folder, "publish", "model")["uri"] == str(published)
     assert Path(artifact(folder, "prepare", "data")["uri"], "manifest.json").is_file()
-    assert Path(artifact(folder, "report", "page")["uri"]).read_text().startswith("<!DOCTYPE html>")
+    assert Path(artifact(folder, "report", "page")["uri"]).read_text().startswith("<!doctype html>")
     assert Path(artifact(folder, "causes", "page")["uri"]).read_text() == "Nothing failed.\n"
 
 
