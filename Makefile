@@ -1,5 +1,6 @@
 # make run          train examples/01-digits.yaml jointly and say whether it paid off; SPEC=... trains another
 # make test         every test
+# make cluster-test the same program on the cluster that KUBECONFIG points at; settings: tests/cluster/README.md
 # make check        style, types and the arrows of docs/architecture.md
 # make benchmark    side by side with plain PyTorch and with independent training; SAVE='--save docs/results/speed.md' keeps it
 # make docs         docs/spec.md from the models, the table of docs/balancing.md from the balancers
@@ -15,7 +16,7 @@ BIN := .venv/bin
 PIP := DS_BUILD_OPS=0 PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: run test check benchmark docs lock image venv
+.PHONY: run test cluster-test check benchmark docs lock image venv
 .DELETE_ON_ERROR:
 
 run: .venv/.runtime
@@ -23,6 +24,13 @@ run: .venv/.runtime
 
 test: .venv/.dev
 	$(BIN)/python -m pytest $(TESTS)
+
+# by their short names, or as COTRAIN_TEST_... in the environment
+CLUSTER_TEST := CODE ROOT STORAGE POD_ENDPOINT ADDRESS NAMESPACE WAIT_S
+
+cluster-test: .venv/.dev
+	COTRAIN_CLUSTER_TEST=1 COTRAIN_TEST_IMAGE='$(IMAGE)' $(foreach name,$(CLUSTER_TEST),COTRAIN_TEST_$(name)='$(or $($(name)),$(COTRAIN_TEST_$(name)))') \
+	  $(BIN)/python -m pytest tests/cluster -v -ra -p no:randomly
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -239,7 +239,7 @@ class _Teller:
             return
         self.last, self.words, self.at = now, words, time.monotonic()
         said = {"waiting_for": words} if words else {}
-        emit(f"job_{situation.state}", name=self.name, **said, restarts=situation.restarts, **_seconds(situation))
+        emit("job_state", state=situation.state, name=self.name, **said, restarts=situation.restarts, **_seconds(situation))
 
 
 def _seconds(situation: Situation) -> dict[str, float]:

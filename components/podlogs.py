@@ -100,6 +100,7 @@ class Reader:
         position, restarts, pause_s = Position(), self.state()[0], PAUSE_S
         while not self.stop.is_set():
             now, ended = self.state()
+            said = position.stamp, position.same
             try:
                 if now > restarts:
                     if now > restarts + 1:
@@ -118,7 +119,8 @@ class Reader:
                     return
                 pause_s = rest(self.stop, PAUSE_S, None)
             except Interrupted as reason:
-                pause_s = rest(self.stop, pause_s, reason.after_s)
+                came_on = (position.stamp, position.same) != said
+                pause_s = rest(self.stop, PAUSE_S if came_on else pause_s, reason.after_s)
 
     def _read(self, position: Position, previous: bool, follow: bool) -> None:
         for text in position.new(self.source.lines(position.since, previous, follow)):

@@ -102,7 +102,10 @@ def _ends(thing: Json, before: Pod | None, now_s: float) -> Iterator[Ended]:
     labels = {**meta.get("annotations", {}), **meta.get("labels", {})}
     index = int(labels[INDEX]) if INDEX in labels else None
     attempt = int(labels.get(ATTEMPT, 0))
-    disruption = _disruption(status, {c["type"]: c for c in status.get("conditions") or []})
+    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    disruption = _disruption(status, conditions)
+    # what the cluster takes away has ended for the others when it is taken, however long it then takes to save its state
+    taken_s = seconds(conditions.get("DisruptionTarget", {}).get("lastTransitionTime")) if disruption else None
     known = {end.container: end for end in before.ended} if before else {}
     deleting = before.deleting if before else "deletionTimestamp" in meta
     found = False
@@ -120,7 +123,7 @@ def _ends(thing: Json, before: Pod | None, now_s: float) -> Iterator[Ended]:
                     exit_code=done.get("exitCode", 0),
                     reason=done.get("reason", ""),
                     message=done.get("message", ""),
-                    at_s=seconds(done.get("finishedAt")) or now_s,
+                    at_s=min(filter(None, (seconds(done.get("finishedAt")) or now_s, taken_s))),
                     disruption=disruption,
                     asked=known[name].asked if name in known else deleting,
                     preparing=group == "initContainerStatuses",

@@ -101,7 +101,8 @@ def fold(situation: Situation, event: Json, now_s: float) -> Situation:
         pod = pod_of(thing, gone, before, now_s)
         if situation.kind == "Job":  # a plain Job doesn't count: a pod comes after those that had its index
             others = sum(other.index == pod.index for other in situation.pods.values())
-            pod = replace(pod, attempt=before.attempt if before else others)
+            attempt = before.attempt if before else others
+            pod = replace(pod, attempt=attempt, ended=tuple(replace(end, attempt=attempt) for end in pod.ended))
         situation = replace(situation, pods={**situation.pods, name: pod})
     elif kind == "Event":
         situation = _told(situation, thing)

@@ -35,6 +35,7 @@ Json = dict[str, Any]
 LAUNCHER, WORKFLOW = "cotrain.io/launched-by", "cotrain.io/workflow"
 """Annotations of a job: who launched it last, and the Argo workflows that wait for it, with commas between."""
 _OVER = ("Complete", "Failed")
+_POLL_S = 1.0
 _GONE_S = 120.0
 """How much longer than its grace period a pod may take to go."""
 _PARTING_S = 20.0
@@ -119,7 +120,7 @@ def submit(cluster: Cluster, objects: list[Json], gone_s: float) -> Json:
         if time.monotonic() > deadline:
             see = f"kubectl get {job['kind'].lower()},pods -n {cluster.namespace} -l {rendering.JOB}={name}"
             raise LaunchError.at(f"{job['kind']} {cluster.namespace}/{name}", f"is still there {gone_s:.0f} s after its end", f"see: {see}")
-        time.sleep(1.0)
+        time.sleep(_POLL_S)
 
 
 def withdraw(cluster: Cluster, job: Json) -> None:

@@ -1,6 +1,6 @@
 """moto's S3 server as a process of its own, with two things moto lacks: atomic conditional writes, and faults.
 
-    python tests/s3_process.py [--certificate FILE --key FILE]      prints its port, serves until it is killed
+    python tests/s3_process.py [--host ADDRESS] [--certificate FILE --key FILE]      prints its port, serves until it is killed
 
 What goes wrong depends on the bucket's name, so that tests share a server and stay independent:
 
@@ -63,12 +63,13 @@ class Handler(MotoRequestHandler):
 
 def main() -> None:
     options = argparse.ArgumentParser()
+    options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--certificate")
     options.add_argument("--key")
     given = options.parse_args()
     app = Faults(DomainDispatcherApplication(create_backend_app))
     context = (given.certificate, given.key) if given.certificate else None
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler, ssl_context=context)
+    server = make_server(given.host, 0, app, threaded=True, request_handler=Handler, ssl_context=context)
     print(server.server_port, flush=True)
     server.serve_forever()
 

@@ -8,7 +8,7 @@ Shape suffixes: B rows of a batch, T tasks, K outputs of a head, D width of a re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -523,8 +523,8 @@ class Store:
         """Seconds by which the store's clock is ahead of this machine's; None where it has no clock of its own."""
         return None
 
-    def download(self, prefix: str, folder: Any) -> Any:
-        """A local folder (pathlib.Path) with every file below `prefix`.
+    def download(self, prefix: str, folder: Any, wanted: Callable[[str], bool] | None = None) -> Any:
+        """A local folder (pathlib.Path) with every file below `prefix`; of several only those whose name is `wanted`.
 
         A local store returns its own folder without copying; others fill `folder`, skipping files already
         there with the right size and SHA-256 (from `manifest.json` where there is one).

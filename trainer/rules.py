@@ -370,6 +370,12 @@ def nodes_may_be_lost(draft: Draft) -> Iterator[Finding]:
             yield Finding(path, finding, "set train.checkpoint.every_minutes")
 
 
+def queues_have_priorities(draft: Draft) -> Iterator[Finding]:
+    """A priority is one in a queue."""
+    if draft.cluster is not None and draft.cluster.priority is not None and draft.cluster.queue is None:
+        yield Finding(("cluster", "priority"), f"'{draft.cluster.priority}' is a priority in a queue, and there is none", "set cluster.queue")
+
+
 def comparison_fits(draft: Draft) -> Iterator[Finding]:
     """Gates ask for what is measured."""
     if draft.compare is None:
@@ -455,6 +461,7 @@ RULES: tuple[Rule, ...] = (
     all_is_used,
     training_is_legal,
     nodes_may_be_lost,
+    queues_have_priorities,
     comparison_fits,
     stores_are_known,
     splits_leave_rows,

@@ -49,8 +49,12 @@ def test_what_is_refused_is_refused_in_these_words(tmp_path):
     cases = [
         {"phases": {"joint": joint | {"balancer": "upgrad", "tasks": ["digit"]}}},
         {"phases": {"joint": joint | {"balancer": "upgrad"}}, **own},
+        {"phases": {"joint": joint | {"balancer": "upgrad", "train": []}}},
+        {"phases": {"joint": joint | {"balancer": "upgrad", "mixer": {"kind": "round_robin", "over": "tasks"}}}},
         {"phases": {"joint": joint | {"balancer": {"kind": "dwa", "gram": "exact"}}}},
+        {"phases": {"joint": joint | {"balancer": {"kind": "grad_drop", "gram": "exact"}}}},
         {"phases": {"joint": joint | {"balancer": {"kind": "equal", "probe_every": 50}}}, "train": zero | {"zero": 3}},
+        {"phases": {"joint": joint | {"balancer": {"kind": "upgrad", "gram": {"source": "last_layer", "layer": "layers.1"}}}}},
     ]
     told = re.findall(r"^\|[^|]*\| `([^`|]+)` \| `([^`|]+)` \|$", PAGE, re.M)
     assert len(told) == len(cases)

@@ -117,3 +117,27 @@ def test_clusters_without_the_trainer_are_swept_too(kube, cluster, tmp_path):
     kube.absent.add("trainjobs")
     job(kube, tmp_path, kind="job")
     assert len(sweep(cluster)) == 1
+
+
+def command(*arguments):
+    from click.testing import CliRunner
+
+    from pipelines.cli import main
+
+    return CliRunner().invoke(main, ["sweep", *arguments])
+
+
+def test_the_command_says_what_it_would_delete_and_what_it_did(kube, cluster, tmp_path):
+    name = job(kube, tmp_path)["metadata"]["name"]
+    dry = command("--namespace", "ns", "--dry-run")
+    assert f"would delete ns/trainjob/{name}: launching pod step-1 is gone; workflow run-1 is gone" in dry.output
+    assert kube.deleted == []
+    assert f"deleted ns/trainjob/{name}" in command("--namespace", "ns").output
+    assert command("--namespace", "ns").output == "ns: 0 training jobs that nobody waits for\n"
+
+
+def test_the_command_says_which_right_it_lacks(kube, cluster):
+    kube.denied.add(("list", "trainjobs"))
+    result = command("--namespace", "ns")
+    assert result.exit_code == 2
+    assert 'cannot list resource "trainjobs"' in result.output and "kubectl auth can-i --list -n ns" in result.output
