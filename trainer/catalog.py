@@ -18,6 +18,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "digits": "trainer.datasets.digits:Digits",
         "mnist": "trainer.datasets.mnist:Mnist",
         "reviews": "trainer.datasets.reviews:Reviews",
+        "captioned_digits": "trainer.datasets.captioned_digits:CaptionedDigits",
         "parquet": "trainer.datasets.parquet:Parquet",
         "csv": "trainer.datasets.csv:Csv",
         "jsonl": "trainer.datasets.jsonl:Jsonl",
@@ -44,6 +45,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "cross_teach": "trainer.objectives.cross_teach:CrossTeach",
         "distill": "trainer.objectives.distill:Distill",
         "ensemble": "trainer.objectives.ensemble:Ensemble",
+        "info_nce": "trainer.objectives.info_nce:InfoNce",
+        "fused": "trainer.objectives.fused:Fused",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",
@@ -88,6 +91,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "mae": "trainer.metrics.mae:MeanAbsoluteError",
         "rmse": "trainer.metrics.rmse:RootMeanSquaredError",
         "spearman": "trainer.metrics.spearman:Spearman",
+        "recall_left_to_right": "trainer.metrics.recall_left_to_right:RecallLeftToRight",
+        "recall_right_to_left": "trainer.metrics.recall_right_to_left:RecallRightToLeft",
     },
     "sync": {
         "ema": "trainer.syncs.ema:Ema",

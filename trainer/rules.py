@@ -293,7 +293,7 @@ def _met(draft: Draft, phase: Phase, path: Path) -> Iterator[Finding]:
     kind = phase.balancer.kind
     tasks = [task for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
     models = [task.model for task in tasks]
-    shared = {model for model in models if models.count(model) > 1}
+    shared = {model for model in models if model is not None and models.count(model) > 1}
     seen = {(task.data, task.model, tuple(task.inputs)) for task in tasks}
     if len(tasks) < 2:
         yield Finding(path, f"{kind} weighs the gradients of several tasks, and the phase has one", "write equal")
