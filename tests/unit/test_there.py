@@ -236,6 +236,30 @@ def test_it_leaves_what_another_launcher_that_lives_waits_for(phase, left, kube,
         assert [owner["name"] for owner in kube.of("trainjobs")[0]["metadata"]["ownerReferences"]] == ["other"]
 
 
+def test_it_leaves_what_somebody_has_launched_by_hand(kube, launch, tmp_path, monkeypatch):
+    existing(kube, tmp_path)
+    launching_pod(kube, "step-1")
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch("step-1")
+    assert len(kube.of("trainjobs")) == 1 and kube.deleted == []
+
+
+def test_what_is_launched_by_hand_goes_with_a_ctrl_c(kube, launch, monkeypatch):
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch()
+    assert kube.of("trainjobs") == []
+
+
+def test_a_job_that_can_not_be_watched_is_not_left_running(kube, launch):
+    """The right to watch is asked for beforehand; here it is taken away as soon as the job is there."""
+    kube.refuse = lambda resource, thing: kube.denied.add(("watch", "trainjobs"))
+    with pytest.raises(LaunchError, match="we may not watch the job"):
+        launch()
+    assert kube.of("trainjobs") == []
+
+
 def test_a_job_that_somebody_deletes_is_a_stop(kube, launch):
     def play(job):
         _until(lambda: any("/trainjobs?" in path and "watch=true" in path for _, path in kube.requests))
