@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from components.podlogs import Gone, Waiting
-from components.watching import Expired, Interrupted, Json
+from components.watching import LONGEST_PAUSE_S, PAUSE_S, Expired, Interrupted, Json
 from trainer.errors import LaunchError
 from trainer.observe import emit
 
@@ -190,7 +190,7 @@ class Cluster:
 
     def _again(self, call: Any) -> Any:
         """Call until it is not interrupted any more, for as long as our patience lasts."""
-        jitter = wait_random_exponential(multiplier=0.5, max=30)
+        jitter = wait_random_exponential(multiplier=PAUSE_S, max=LONGEST_PAUSE_S)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from components.store_access import ADDRESS, CA_FOLDER, CREDENTIALS
 from components.target import Target, launcher_of
 from trainer.errors import CotrainError, Fault, Stopped, UserError
 from trainer.node import call, rank_environment
@@ -47,15 +48,23 @@ def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig 
 
 
 def asked(pods: TaskConfig | None) -> dict[str, Any]:
-    """Fields of a target that a pipeline's task asks for. Variables by which a step finds itself are not for other pods."""
+    """Fields of a target that a pipeline's task asks for.
+
+    What a step finds itself and the store by is not for other pods: those have a runtime of their own for that.
+    """
     if pods is None:
         return {}
+    mounts = [mount for mount in pods.volume_mounts or () if mount["mountPath"] != CA_FOLDER]
+    without = {mount["name"] for mount in pods.volume_mounts or ()} - {mount["name"] for mount in mounts}
+    own = (*CREDENTIALS, *ADDRESS)
     fields: dict[str, Any] = {
         "node_selector": pods.node_selector,
         "affinity": pods.affinity,
         "resources": pods.resources,
-        **{name: tuple(getattr(pods, name) or ()) for name in ("tolerations", "volumes", "volume_mounts")},
-        "env": tuple(entry for entry in pods.env or () if not entry["name"].startswith("COTRAIN_")),
+        "tolerations": tuple(pods.tolerations or ()),
+        "volumes": tuple(volume for volume in pods.volumes or () if volume["name"] not in without),
+        "volume_mounts": tuple(mounts),
+        "env": tuple(entry for entry in pods.env or () if not entry["name"].startswith("COTRAIN_") and entry["name"] not in own),
     }
     return {name: value for name, value in fields.items() if value}
 

@@ -10,15 +10,17 @@ from components.manifests import RUN, label
 from components.sweep import Orphan, orphans, ours
 from components.there import over, remove
 
+PATIENCE_S = 60.0
+"""How long jobs are looked at again that still seem to be waited for."""
 _POLL_S = 1.0
 
 
-def delete_jobs(cluster: Cluster, run: str, patience_s: float = 60.0) -> Iterator[Orphan]:
+def delete_jobs(cluster: Cluster, run: str) -> Iterator[Orphan]:
     """Jobs of a run as they are deleted; those that another run waits for are left to it.
 
     That a run is being ended takes a moment to reach its workflow: jobs that still seem to be waited for are looked at again.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         for orphan in orphans(cluster, 0.0, time.time()):
             if orphan.job["metadata"].get("labels", {}).get(RUN) == label(run) and remove(cluster, orphan.job, unchanged=True):

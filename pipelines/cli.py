@@ -149,10 +149,11 @@ def compile_(output: str, image: str | None) -> None:
     """Compile the pipeline that `run` executes, for a cluster."""
     if not output.endswith((".yaml", ".json")):
         raise UserError.at("--output", f"'{output}' is neither .yaml nor .json", "name a .yaml file")
-    from pipelines.compiled import compile_pipeline
+    from pipelines.compiled import compile_pipeline, parameters_of
 
-    Path(output).write_text(compile_pipeline(image))
-    click.echo(f"{output}: pipeline 'cotrain'")
+    text = compile_pipeline(image)
+    Path(output).write_text(text)
+    click.echo(f"{output}: pipeline 'cotrain', {parameters_of(text)} parameters")
 
 
 @main.command()

@@ -49,6 +49,11 @@ def version_of(text: str) -> str:
     return digest(list(yaml.safe_load_all(text)))[:12]
 
 
+def parameters_of(text: str) -> int:
+    """How many parameters a compiled pipeline has."""
+    return len(next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"])
+
+
 def _dress(pipeline: dict[str, Any]) -> None:
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     for name, setting in SETTINGS.items():

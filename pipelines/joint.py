@@ -11,6 +11,7 @@ from components import steps
 from components.guard import RUN
 from components.image import IMAGE
 from components.parameters import AS_WRITTEN
+from components.store_access import ADDRESS, CA_FOLDER, CREDENTIALS, STORE
 
 # What every step has to know of where it runs, by the names that pods are given them.
 PLACE = {
@@ -22,9 +23,12 @@ PLACE = {
 
 
 def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Tell a step its run, its pod and its namespace."""
+    """Tell a step its run, its pod and its namespace, and let it into the store, by what k8s/ calls it; all of that may be absent."""
     for name, path in PLACE.items():
         kubernetes.use_field_path_as_env(task, name, path)
+    kubernetes.use_secret_as_env(task, STORE, {name: name for name in CREDENTIALS}, optional=True)
+    kubernetes.use_config_map_as_env(task, STORE, {name: name for name in ADDRESS}, optional=True)
+    kubernetes.use_config_map_as_volume(task, f"{STORE}-ca", CA_FOLDER, optional=True)
     return task
 
 

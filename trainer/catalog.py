@@ -19,6 +19,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "digit_scenes": "trainer.datasets.digit_scenes:DigitScenes",
         "mnist": "trainer.datasets.mnist:Mnist",
         "reviews": "trainer.datasets.reviews:Reviews",
+        "captioned_digits": "trainer.datasets.captioned_digits:CaptionedDigits",
         "parquet": "trainer.datasets.parquet:Parquet",
         "csv": "trainer.datasets.csv:Csv",
         "jsonl": "trainer.datasets.jsonl:Jsonl",
@@ -48,6 +49,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "cross_teach": "trainer.objectives.cross_teach:CrossTeach",
         "distill": "trainer.objectives.distill:Distill",
         "ensemble": "trainer.objectives.ensemble:Ensemble",
+        "info_nce": "trainer.objectives.info_nce:InfoNce",
+        "fused": "trainer.objectives.fused:Fused",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",
@@ -94,6 +97,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "spearman": "trainer.metrics.spearman:Spearman",
         "map": "trainer.metrics.mean_average_precision:MeanAveragePrecision",
         "map_50": "trainer.metrics.mean_average_precision:MeanAveragePrecision50",
+        "recall_left_to_right": "trainer.metrics.recall_left_to_right:RecallLeftToRight",
+        "recall_right_to_left": "trainer.metrics.recall_right_to_left:RecallRightToLeft",
     },
     "sync": {
         "ema": "trainer.syncs.ema:Ema",

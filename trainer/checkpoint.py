@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.errors import StoreError
 from trainer.observe import emit
 from trainer.parts import Store
-from trainer.results import MANIFEST, local_cache, verify, write_manifest
+from trainer.results import MANIFEST, local_copy, verify, write_manifest
 
 
 @dataclass
@@ -76,13 +76,12 @@ class Checkpoints:
                 emit("checkpoint_passed_over", key=f"{self._prefix}/{name}", reason=str(error).splitlines()[0])
         return None
 
-    def read(self, name: str) -> Saved:
-        """The state that a whole checkpoint holds."""
-        return _read(self._folder(name))
+    def read(self, name: str, again: bool = True) -> Saved:
+        """The state that a whole checkpoint holds; not downloaded `again` where another process of this machine has just done so."""
+        return _read(self._folder(name, again))
 
-    def _folder(self, name: str) -> Path:
-        prefix = f"{self._prefix}/{name}"
-        return Path(self._store.download(prefix, local_cache(self._store, prefix)))
+    def _folder(self, name: str, again: bool = True) -> Path:
+        return local_copy(self._store, f"{self._prefix}/{name}", again=again)
 
     def clear(self) -> None:
         """Remove all checkpoints of the run."""

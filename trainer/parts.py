@@ -8,7 +8,7 @@ Shape suffixes: B rows of a batch, T tasks, K outputs of a head, D width of a re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -158,7 +158,7 @@ class Model(Part):
     """A named `nn.Module` that maps its inputs to a representation `[B, D]`, or to a map `[B, D, H, W]`; heads stand on top of it.
 
     The module takes the input tensors of a task in the order they are named, and has an
-    `out_features: int` attribute, D.
+    `out_features: int` attribute, D. One that can give tokens `[B, L, D']` takes `tokens=True` too, and has `token_features: int`, D'.
     """
 
     takes: ClassVar[frozenset[str] | None] = None
@@ -185,6 +185,8 @@ class Site:
     """Fitted columns of the task's dataset."""
     widths: Mapping[str, int]
     """`out_features` of the models that the task uses."""
+    token_widths: Mapping[str, int]
+    """`token_features` of those that can give tokens."""
 
 
 class View(Protocol):
@@ -525,8 +527,8 @@ class Store:
         """Seconds by which the store's clock is ahead of this machine's; None where it has no clock of its own."""
         return None
 
-    def download(self, prefix: str, folder: Any) -> Any:
-        """A local folder (pathlib.Path) with every file below `prefix`.
+    def download(self, prefix: str, folder: Any, wanted: Callable[[str], bool] | None = None) -> Any:
+        """A local folder (pathlib.Path) with every file below `prefix`; of several only those whose name is `wanted`.
 
         A local store returns its own folder without copying; others fill `folder`, skipping files already
         there with the right size and SHA-256 (from `manifest.json` where there is one).

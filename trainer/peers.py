@@ -2,7 +2,7 @@
 
 Node 0 keeps a table (a TCPStore) next to the port that torchrun will use; the others come to it. Who waits says for whom. A peer
 that is not there yet (no address, nothing listens) is waited for, since pods start when they can; one that is there and can't
-be reached is a fault within seconds.
+be reached is a fault within a minute.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from datetime import timedelta
 
 from trainer.errors import Fault
 
-CUT_OFF_S = 15.0
-"""How long a peer that has an address may swallow connections before it counts as cut off."""
+CUT_OFF_S = 60.0
+"""How long a peer that has an address may swallow connections before it counts as cut off.
+
+Name servers give away the address of a pod that is gone for up to half a minute, and policies of a network take a moment to apply.
+"""
 REDUCE_S = 30.0
 SKEW_S = 30.0
 """Clocks that differ by more are a fault: logs and deadlines contradict each other, and stores refuse requests."""

@@ -104,13 +104,27 @@ def local_cache(store: Store, prefix: str) -> Path:
     return Path.home() / ".cache" / "cotrain" / hashlib.sha256(f"{store.uri}/{prefix}".encode()).hexdigest()[:24]
 
 
-def fetch(root: str, stage: str, key: str) -> Result | None:
-    """The result if it exists below `root`, as a local folder; else None."""
+def fetch(root: str, stage: str, key: str, wanted: Callable[[str], bool] | None = None, again: bool = True) -> Result | None:
+    """The result if it exists below `root`, as a local folder; else None.
+
+    Args:
+        root: where results are kept.
+        stage: of the result.
+        key: of the result.
+        wanted: which of its files, by name; all by default.
+        again: whether to see to it that every file is there and right. Not where another process of this machine has just done so.
+    """
     store = open_store(root)
     prefix = f"results/{stage}/{key}"
     if not store.exists(f"{prefix}/{MANIFEST}"):
         return None
-    return Result(key, Path(store.download(prefix, local_cache(store, prefix))), reused=True)
+    return Result(key, local_copy(store, prefix, wanted, again), reused=True)
+
+
+def local_copy(store: Store, prefix: str, wanted: Callable[[str], bool] | None = None, again: bool = True) -> Path:
+    """The files below a prefix as a local folder; see `fetch`."""
+    folder = local_cache(store, prefix)
+    return folder if not again and (folder / MANIFEST).is_file() else Path(store.download(prefix, folder, wanted))
 
 
 def keyed(root: str, stage: str, key: str, make: Callable[[Path], dict[str, Any] | None]) -> Result:

@@ -293,7 +293,7 @@ def _met(draft: Draft, phase: Phase, path: Path) -> Iterator[Finding]:
     kind = phase.balancer.kind
     tasks = [task for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
     models = [task.model for task in tasks]
-    shared = {model for model in models if models.count(model) > 1}
+    shared = {model for model in models if model is not None and models.count(model) > 1}
     seen = {(task.data, task.model, tuple(task.inputs)) for task in tasks}
     if len(tasks) < 2:
         yield Finding(path, f"{kind} weighs the gradients of several tasks, and the phase has one", "write equal")
@@ -368,6 +368,12 @@ def nodes_may_be_lost(draft: Draft) -> Iterator[Finding]:
         if train.checkpoint.every_steps is None and train.checkpoint.every_minutes is None:
             finding = "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from"
             yield Finding(path, finding, "set train.checkpoint.every_minutes")
+
+
+def queues_have_priorities(draft: Draft) -> Iterator[Finding]:
+    """A priority is one in a queue."""
+    if draft.cluster is not None and draft.cluster.priority is not None and draft.cluster.queue is None:
+        yield Finding(("cluster", "priority"), f"'{draft.cluster.priority}' is a priority in a queue, and there is none", "set cluster.queue")
 
 
 def comparison_fits(draft: Draft) -> Iterator[Finding]:
@@ -455,6 +461,7 @@ RULES: tuple[Rule, ...] = (
     all_is_used,
     training_is_legal,
     nodes_may_be_lost,
+    queues_have_priorities,
     comparison_fits,
     stores_are_known,
     splits_leave_rows,

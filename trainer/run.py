@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +114,7 @@ class Run:
         self.spec = JointSpec.model_validate(request["spec"])
         self.seed: int = request["seed"]
         self.key: str = request["key"]
-        prepared = {name: fetch(root, "data", entry["key"]) for name, entry in request["data"].items()}
+        prepared = self._prepared()
         missing = [name for name, result in prepared.items() if result is None]
         if missing:
             raise DataError.at(f"data.{missing[0]}", f"is not prepared below {root}", "run the prepare step first")
@@ -129,6 +130,14 @@ class Run:
         self._spent: dict[str, float] = {}
         self._wanted: dict[tuple[str, tuple[int, ...]], dict[str, tuple[list[str], list[str]]]] = {}
         self._last_save = self._last_event = time.monotonic()
+
+    def _prepared(self) -> dict[str, Result | None]:
+        """The datasets, without their test rows: fetched by one rank of each machine, which all the others of it then read."""
+        keys = {name: entry["key"] for name, entry in self.request["data"].items()}
+        first = self.world.local_rank == 0
+        found = {name: fetch(self.root, "data", key, _trains) for name, key in keys.items()} if first else {}
+        self.world.barrier()
+        return found or {name: fetch(self.root, "data", key, _trains, again=False) for name, key in keys.items()}
 
     def _check_rows(self) -> None:
         for name in self.request["data"]:
@@ -528,7 +537,7 @@ class Run:
             return None
         early = self.checkpoints.read(name) if self.world.local_rank == 0 else None
         self.world.barrier()
-        return early or self.checkpoints.read(name)
+        return early or self.checkpoints.read(name, again=False)
 
     def _curve(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
         loss, weight = meter.window()
@@ -754,6 +763,11 @@ class _Meter:
         return {self._tasks[t]: total[t] / count[t] for t in seen}, {self._tasks[t]: weight[t] / steps[t] for t in seen}
 
 
+def _trains(file: str) -> bool:
+    """Whether a file of prepared data is of use to training."""
+    return not file.startswith(("test-", "raw-test-"))
+
+
 def _gramian(balancer: Balancer, plan: PhasePlan, module: Joint, spec: JointSpec) -> Gramian | None:
     """What the Gramians of a phase are made of; None where no gradient is weighed or looked at.
 
@@ -834,7 +848,12 @@ def main() -> int:
     except Exception as error:
         leave_word(f"rank-{os.environ.get('RANK', '0')}", error)
         if isinstance(error, Stopped):
-            return error.exit_code if in_elastic_world() else 0
+            if world:
+                with suppress(RuntimeError):  # nobody leaves before the state is written: torchrun soon kills whoever stays
+                    world.barrier()
+            # torchrun takes success on one node for a reason to wait five minutes for the others
+            several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+            return error.exit_code if several or in_elastic_world() else 0
         print(error, file=sys.stderr) if isinstance(error, UserError) else traceback.print_exc()
         return error.exit_code if isinstance(error, CotrainError) else 1
     finally:

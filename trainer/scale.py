@@ -16,6 +16,8 @@ from trainer.plan import deepspeed_config, model_state_bytes, precision, uses_de
 from trainer.spec import Train
 
 GB = 1e9
+_LIVE_PARAMETERS = 10**9
+"""Parameters that are whole at a time at stage 3: stage3_max_live_parameters of DeepSpeed, which nothing changes here."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,7 @@ def memory_bytes(shape: Shape, train: Train, ranks: int, device: str, rows: floa
     if stage:
         found["buffers"] += low * min(train.zero.reduce_bucket_elements, shape.parameters) * (2 if train.zero.overlap_comm else 1)
     if stage == 3:
-        # parameters that are whole for a moment, stage3_max_live_parameters of DeepSpeed
-        found["buffers"] += low * min(10**9, shape.parameters)
+        found["buffers"] += low * min(_LIVE_PARAMETERS, shape.parameters)
     found["activations"] = rows * shape.activation_bytes_per_row * low / 4
     return found
 
@@ -124,9 +125,9 @@ def sent_bytes(shape: Shape, train: Train, ranks: int, device: str, balancer: Ba
     whole = share * shape.parameters * low
     # from stage 2 on every micro-batch is reduced, below only their sum
     gradients = {0: 2 * whole, 1: 2 * whole, 2: 2 * whole * train.accumulate, 3: scatter * whole * train.accumulate}[stage]
-    # stage 3 gathers parameters for the forward and again for the backward pass (less where they fit into what may stay
-    # whole), stages 1 and 2 once a step
-    parameters = {0: 0.0, 1: whole, 2: whole, 3: 2 * whole * train.accumulate}[stage]
+    # stages 1 and 2 gather parameters once a step; stage 3 in the forward pass, and what could not stay whole again in the backward
+    again = 1 - min(1.0, _LIVE_PARAMETERS / shape.parameters)
+    parameters = {0: 0.0, 1: whole, 2: whole, 3: (1 + again) * whole * train.accumulate}[stage]
     gram = 2 * share * balancer_elements(shape, balancer) * 4 * train.accumulate if balancer else 0.0
     return {"gradients": gradients, "parameters": parameters, "balancer": gram}
 
@@ -330,3 +331,17 @@ def simulate_elastic(
                 clock = next_failure
         shares[run] = kept / clock
     return Simulated(float(shares.mean()), float(shares.std(ddof=1) / math.sqrt(runs)), float(failures))
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def shards_read(rows: int, shards: int, nodes: int, epochs: float = 1.0) -> float:
+    """The share of a dataset's shards that a node is expected to read a row of.
+
+    The order of rows is a permutation of all of them (`trainer.order`), so what a node reads of an epoch is a random sample:
+    a shard of r rows is left out by it with probability (1 - 1/nodes)^r.
+    """
+    if nodes == 1 and epochs >= 1:
+        return 1.0
+    return -math.expm1(rows / shards * math.log1p(-min(1 - 1e-12, min(1.0, epochs) / nodes)) * max(1.0, epochs))

@@ -48,7 +48,7 @@ def test_a_job_goes_with_the_pod_that_launched_it(there, launcher):
                         {"name": "USER", "value": "cotrain"},
                         *there.pod["env"],
                     ],
-                    "envFrom": [{"secretRef": {"name": "cotrain-store", "optional": True}}],
+                    "envFrom": [{kind: {"name": "cotrain-store", "optional": True}} for kind in ("configMapRef", "secretRef")],
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [*there.pod["volumeMounts"], tmp],
                 }

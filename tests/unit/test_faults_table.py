@@ -446,6 +446,13 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         "set train.checkpoint.every_minutes",
     ),
     (
+        "priority_without_queue",
+        {"cluster": {"priority": "urgent"}},
+        "cluster.priority",
+        "'urgent' is a priority in a queue, and there is none",
+        "set cluster.queue",
+    ),
+    (
         "champion_of_no_task",
         {"compare.gate.beat_champion": ["digits"]},
         "compare.gate.beat_champion[0]",

@@ -158,7 +158,14 @@ def test_every_step_knows_its_run_and_its_pod(compiled, text):
     (_, platform) = yaml.safe_load_all(text)
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == set(compiled["deploymentSpec"]["executors"])
+    store = (Path(__file__).parents[2] / "k8s" / "components" / "s3").glob("*.yaml")
+    named = "".join(file.read_text() for file in store)
     for entry in executors.values():
+        assert [(secret["secretName"], secret["optional"]) for secret in entry["secretAsEnv"]] == [("cotrain-store", True)]
+        assert [(config["configMapName"], config["optional"]) for config in entry["configMapAsEnv"]] == [("cotrain-store", True)]
+        (ca,) = entry["configMapAsVolume"]
+        assert ca["optional"]
+        assert all(word in named for word in (ca["configMapName"], ca["mountPath"]))
         assert {env["name"] for env in entry["fieldPathAsEnv"]} == {
             "COTRAIN_RUN_ID", "COTRAIN_POD_NAME", "COTRAIN_POD_UID", "COTRAIN_NAMESPACE"
         }  # fmt: skip
@@ -184,3 +191,31 @@ def test_an_output_that_kfp_can_not_write_is_told():
     done = CliRunner().invoke(main, ["compile", "-o", "out.json5"])
     assert done.exit_code == 2
     assert "'out.json5' is neither .yaml nor .json" in done.output
+
+
+def test_a_step_asks_for_its_pods_what_the_pipeline_asks_for_it():
+    from kfp.dsl import TaskConfig
+
+    from components.launch import asked
+
+    assert asked(None) == asked(TaskConfig()) == {}
+    toleration = {"key": "gpu", "operator": "Exists"}
+    told = TaskConfig(
+        tolerations=[toleration],
+        node_selector={"zone": "a"},
+        env=[{"name": name, "value": "7"} for name in ("COTRAIN_RUN_ID", "AWS_ACCESS_KEY_ID", "HF_HOME")],
+        volumes=[
+            {"name": "lake", "persistentVolumeClaim": {"claimName": "lake"}},
+            {"name": "ca", "configMap": {"name": "cotrain-store-ca"}},
+        ],
+        volume_mounts=[{"name": "lake", "mountPath": "/lake"}, {"name": "ca", "mountPath": "/etc/cotrain/ca"}],
+        resources={"limits": {"amd.com/gpu": "8"}},
+    )
+    assert asked(told) == {
+        "tolerations": (toleration,),
+        "node_selector": {"zone": "a"},
+        "env": ({"name": "HF_HOME", "value": "7"},),
+        "volumes": ({"name": "lake", "persistentVolumeClaim": {"claimName": "lake"}},),
+        "volume_mounts": ({"name": "lake", "mountPath": "/lake"},),
+        "resources": {"limits": {"amd.com/gpu": "8"}},
+    }

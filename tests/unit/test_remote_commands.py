@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kube_server
 import pytest
 from click.testing import CliRunner, Result
+from cluster_jobs import launching_pod
 from command import document, write, write_csv
 from finished import finished
 from kfp_server import KfpServer, serving
 
+from pipelines import cancel as cancelling
 from pipelines import remote_commands
 from pipelines.cli import main
 from trainer.stores import open_store
@@ -328,3 +331,65 @@ def test_cancel_terminates_the_run_and_says_what_is_left_where_no_cluster_is_kno
     assert server.runs[run]["state"] == "CANCELING"
     assert "no cluster is known" in said
     assert f"kubectl -n kubeflow delete trainjobs,jobs -l cotrain.io/run={run}" in said
+
+
+@pytest.fixture
+def kube(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[kube_server.KubeServer]:
+    with kube_server.serving() as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(kube_server.kubeconfig(tmp_path, cluster.address)))
+        yield cluster
+
+
+def launched(kube: kube_server.KubeServer, name: str, run: str, *workflows: str, kind: str = "trainjobs") -> None:
+    """A training job that steps of these workflows wait for."""
+    labels = {"app.kubernetes.io/managed-by": "cotrain", "app.kubernetes.io/component": "training", "cotrain.io/run": run}
+    owners = [{"apiVersion": "v1", "kind": "Pod", "name": f"{name}-{w}", "uid": f"uid-of-{name}-{w}"} for w in workflows]
+    for w in workflows:
+        launching_pod(kube, f"{name}-{w}", w)
+        if not kube.get("workflows", w):
+            kube.put("workflows", {"metadata": {"name": w}, "spec": {}, "status": {"phase": "Running"}})
+    kube.put(kind, {"metadata": {"name": name, "labels": labels, "ownerReferences": owners}})
+
+
+def test_cancel_deletes_the_jobs_of_the_run_and_leaves_those_of_others(kube, monkeypatch, server):
+    with serving(multi_user=True, namespaces=("ns",)) as shared:
+        monkeypatch.setenv("KFP_ENDPOINT", shared.url)
+        monkeypatch.setenv("KFP_NAMESPACE", "ns")
+        cotrain("submit", "job.yaml")
+        (run,) = shared.runs
+        launched(kube, "mine", run, "wf-1")
+        launched(kube, "plain", run, "wf-1", kind="jobs")
+        launched(kube, "shared", run, "wf-1", "wf-2")
+        launched(kube, "other", "another-run", "wf-1")
+        kube.put("workflows", kube.get("workflows", "wf-1") | {"spec": {"activeDeadlineSeconds": 0}})
+        monkeypatch.setattr(cancelling, "PATIENCE_S", 0.2)
+        said = cotrain("cancel", run).output
+    assert shared.runs[run]["state"] == "CANCELING"
+    assert "deleted trainjob/mine: workflow wf-1 was terminated" in said
+    assert "deleted job/plain: workflow wf-1 was terminated" in said
+    assert "left trainjob/shared: another run waits for it" in said
+    assert {job["metadata"]["name"] for resource in ("trainjobs", "jobs") for job in kube.of(resource)} == {"shared", "other"}
+
+
+def test_cancel_waits_until_its_word_has_reached_the_workflow(kube, server, monkeypatch):
+    cotrain("submit", "job.yaml")
+    (run,) = server.runs
+    launched(kube, "mine", run, "wf-1")
+
+    def later(seconds: float) -> None:
+        kube.put("workflows", kube.get("workflows", "wf-1") | {"spec": {"activeDeadlineSeconds": 0}})
+
+    monkeypatch.setattr(cancelling.time, "sleep", later)
+    assert "deleted trainjob/mine" in cotrain("cancel", run, "--jobs-in", "ns").output
+    assert not kube.of("trainjobs")
+
+
+def test_a_run_that_has_ended_has_its_jobs_deleted_all_the_same(kube, server):
+    cotrain("submit", "job.yaml")
+    (run,) = server.runs
+    server.finish(run, "FAILED")
+    launched(kube, "mine", run, "wf-1")
+    kube.put("workflows", kube.get("workflows", "wf-1") | {"status": {"phase": "Failed"}})
+    said = cotrain("cancel", run, "--jobs-in", "ns").output
+    assert f"{run} has ended before, as failed" in said
+    assert "deleted trainjob/mine" in said

@@ -20,7 +20,9 @@ KEY = "a" * 24
 def kube(monkeypatch):
     monkeypatch.setattr(follow, "_TICK_S", 0.1)
     monkeypatch.setattr(there, "_PARTING_S", 0.2)
+    monkeypatch.setattr(there, "_POLL_S", 0.05)
     monkeypatch.setattr(watching, "PAUSE_S", 0.02)
+    monkeypatch.setattr("components.cluster.PAUSE_S", 0.02)
     with serving() as server:
         furnish(server)
         yield server
@@ -167,13 +169,11 @@ def connect_again(kube, tmp_path):
     return Cluster.connect("ns", 5)
 
 
-@pytest.mark.parametrize("asks", ["", "1"])
-def test_a_server_that_is_down_throttles_or_cuts_is_waited_for(asks, kube, launch, tmp_path):
+def test_a_server_that_is_down_throttles_or_cuts_is_waited_for(kube, launch, tmp_path):
     kube.controller = complete(kube, tmp_path)
-    after = {"Retry_After": asks} if asks else {}
     faults = [
         kube.fail("POST", r"/trainjobs$", 503, 1),
-        kube.fail("POST", r"/trainjobs$", 429, 1, **after),
+        kube.fail("POST", r"/trainjobs$", 429, 1, Retry_After="1"),
         kube.fail("GET", r"/trainjobs/", 0, 2),
         kube.fail("GET", r"/trainjobs\?watch", 500, 1),
         kube.fail("GET", r"/pods", 504, 2),
@@ -234,6 +234,30 @@ def test_it_leaves_what_another_launcher_that_lives_waits_for(phase, left, kube,
     assert bool(kube.of("trainjobs")) is left
     if left:
         assert [owner["name"] for owner in kube.of("trainjobs")[0]["metadata"]["ownerReferences"]] == ["other"]
+
+
+def test_it_leaves_what_somebody_has_launched_by_hand(kube, launch, tmp_path, monkeypatch):
+    existing(kube, tmp_path)
+    launching_pod(kube, "step-1")
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch("step-1")
+    assert len(kube.of("trainjobs")) == 1 and kube.deleted == []
+
+
+def test_what_is_launched_by_hand_goes_with_a_ctrl_c(kube, launch, monkeypatch):
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch()
+    assert kube.of("trainjobs") == []
+
+
+def test_a_job_that_can_not_be_watched_is_not_left_running(kube, launch):
+    """The right to watch is asked for beforehand; here it is taken away as soon as the job is there."""
+    kube.refuse = lambda resource, thing: kube.denied.add(("watch", "trainjobs"))
+    with pytest.raises(LaunchError, match="we may not watch the job"):
+        launch()
+    assert kube.of("trainjobs") == []
 
 
 def test_a_job_that_somebody_deletes_is_a_stop(kube, launch):

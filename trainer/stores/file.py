@@ -119,7 +119,7 @@ class FileStore(Store):
             for name in files_below(self.uri, source):
                 self._commit(self._path(below(prefix) + name), partial(_link_or_copy, (source / name).resolve()))
 
-    def download(self, prefix: str, folder: Any) -> Path:
+    def download(self, prefix: str, folder: Any, wanted: Callable[[str], bool] | None = None) -> Path:
         """The store's own folder: nothing is copied, `folder` is left alone."""
         path = self._path(prefix) if prefix else self.folder
         if not path.is_dir():

@@ -141,7 +141,7 @@ class S3Store(Store):
         with self._told(key):
             self._fetch(checked(self.uri, key), Path(file), None)
 
-    def download(self, prefix: str, folder: Any) -> Path:
+    def download(self, prefix: str, folder: Any, wanted: Callable[[str], bool] | None = None) -> Path:
         """As `Store.download`. A file gets its name when it is whole and its SHA-256 right; `manifest.json` comes last."""
         target = Path(folder)
         with self._told(prefix):
@@ -154,7 +154,7 @@ class S3Store(Store):
             if missing := sorted(set(entries) - set(names)):
                 raise StoreError.at(self._place(prefix), f"lacks {', '.join(missing)} of its manifest", "remove it and make it again")
             fetch: Callable[[str], None] = lambda name: self._fetch(below(prefix) + name, target / name, entries.get(name))  # noqa: E731
-            _each(fetch, [name for name in names if name != MANIFEST], threads=_STREAMS)
+            _each(fetch, [name for name in names if name != MANIFEST and (wanted is None or wanted(name))], threads=_STREAMS)
             _each(fetch, [name for name in names if name == MANIFEST], threads=1)
         return target
 
