@@ -38,6 +38,7 @@ class CentreHead(nn.Module):
             nn.init.constant_(last.bias, float(torch.logit(torch.tensor(share, device="cpu"))))  # type: ignore[arg-type]
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
+        """All three, one after the other."""
         if map_BCHW.dim() != 4:
             shape = "x".join(map(str, map_BCHW.shape[1:]))
             raise LaunchError.at("objective 'detection'", f"the model makes {shape} of a picture, not a map", "use a model that makes maps")

@@ -277,9 +277,10 @@ def build(spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, s
                 heads[name] = own
             elif not objective.wide:  # type: ignore[union-attr]
                 outputs = objective.outputs(columns[task.target])  # type: ignore[union-attr,index]
-                model = models[task.model]  # type: ignore[index]
-                made = head([model.out_features, *task.hidden, outputs])  # type: ignore[list-item]
-                heads[name] = nn.Sequential(Pool(), made) if getattr(model, "makes_map", False) else made
+                trunk = models[task.model]  # type: ignore[index]
+                maps = getattr(trunk, "makes_map", False)
+                made = head([trunk.out_features * (2 if maps else 1), *task.hidden, outputs])  # type: ignore[operator,list-item]
+                heads[name] = nn.Sequential(Pool(), made) if maps else made
     return Joint(chosen, models, heads)
 
 

@@ -100,10 +100,10 @@ class ConvMap(nn.Module):
 
 
 class Pool(nn.Module):
-    """The mean of a map over its places: `[B, C]`."""
+    """The mean of a map over its places, how much there is of something, and its maximum, whether there is any: `[B, 2C]`."""
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
-        return map_BCHW.mean((2, 3))
+        return torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], 1)
 
 
 class TextEncoder(nn.Module):

@@ -246,7 +246,7 @@ class Objective(Part):
     # --- plain ---------------------------------------------------------------------------------------------------
 
     takes_maps: ClassVar[bool | None] = None
-    """Whether its head stands on a map as it is. None: on a map's mean over the places, or on a vector."""
+    """Whether its head stands on a map as it is. None: on a vector, or on the mean and the maximum of a map over its places."""
     counts_rows: ClassVar[bool] = False
     """Whether every row that has a target counts once: then nothing is counted where no target is missing."""
 

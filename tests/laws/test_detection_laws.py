@@ -102,5 +102,5 @@ def test_predictions_are_told_in_the_units_of_the_source() -> None:
 
 
 def test_the_head_is_as_wide_as_the_model_and_has_a_map_for_each_class() -> None:
-    site = Site("things", "eye", ["picture"], "boxes", {"boxes": {"classes": list("abc")}}, {"eye": 8})
+    site = Site("things", "eye", ["picture"], "boxes", {"boxes": {"classes": list("abc")}}, {"eye": 8}, {})
     assert Detection(width=5).head(site)(torch.randn(2, 8, 3, 4)).shape == (2, 7, 3, 4)

@@ -63,7 +63,9 @@ def test_corners_within_the_radius_keep_the_overlap_and_no_larger_radius_does(wi
     box = torch.tensor([0, 0, width, height], dtype=torch.float64)
 
     def worst(by: float) -> float:
-        moves = torch.tensor([[x, y, p, q] for x in (-by, by) for y in (-by, by) for p in (-by, by) for q in (-by, by)], dtype=torch.float64)
+        moves = torch.tensor(
+            [[x, y, p, q] for x in (-by, by) for y in (-by, by) for p in (-by, by) for q in (-by, by)], dtype=torch.float64
+        )
         return float(boxes.overlaps(box.expand(16, 4), box + moves)[0].min())
 
     assert worst(r) == pytest.approx(overlap, abs=1e-6)
@@ -145,7 +147,7 @@ def test_only_the_highest_of_neighbouring_cells_is_a_detection() -> None:
 def test_an_untrained_head_sees_few_things_and_middling_boxes() -> None:
     torch.manual_seed(0)
     head = boxes.CentreHead(8, 6, K)
-    output = head(torch.randn(2, 8, H, W))
+    output = head(torch.randn(2, 8, H, W)).detach()
     assert output.shape == (2, K + 4, H, W)
     assert output[:, :K].sigmoid().mean() == pytest.approx(0.1, abs=0.02)
     assert output[:, K : K + 2].sigmoid().mean() == pytest.approx(0.2, abs=0.03)

@@ -27,7 +27,7 @@ def sample(rows: int = 40, seed: int = 0, most: int = 5, kinds: int = 3) -> tupl
             corner = rng.uniform(0, 0.5, 2)
             target[n, m] = *corner, *(corner + rng.uniform(0.1, 0.5, 2)), rng.integers(kinds)
             for p in rng.choice(most, rng.integers(0, 3), replace=False):
-                score[n, p, :5] = target[n, m] + np.append(rng.normal(0, 0.03, 4), 0)
+                score[n, p, :5] = target[n, m] + np.append(rng.uniform(-0.04, 0.04, 4), 0)
                 score[n, p, 5] = rng.uniform(0.2, 1)
     order = (-score[..., 5]).argsort(1)[..., None]
     return torch.tensor(np.take_along_axis(score, order, 1), dtype=torch.float32), torch.tensor(target, dtype=torch.float32)

@@ -18,7 +18,7 @@ _BLOCK = 1 << 22  # numbers of a table that are held at once
 class MeanAveragePrecision(Metric):
     """Average precision over recalls 0, 0.01, ... 1, its mean over IoU thresholds 0.5, 0.55, ... 0.95 and over the classes that occur.
 
-    `score` is `[N, P, 6]`: boxes, classes and scores, best first; `target` `[N, M, 5]`: boxes and classes, class -1 where there are no more.
+    `score` is `[N, P, 6]`: boxes, classes and scores, best first; `target` `[N, M, 5]`: boxes and classes, -1 for none.
     Computed by pycocotools, which torchmetrics calls too, but only beside torchvision.
     Source: Lin et al., Microsoft COCO, ECCV 2014, and its evaluation code.
     """
@@ -92,9 +92,11 @@ class MeanAveragePrecision(Metric):
 
     def _precision(self, count_RJ: Tensor, hit_JT: Tensor, things_R: Tensor) -> Tensor:
         """Interpolated precision of one class, its mean over recalls and thresholds, `[R]`."""
+        import numpy as np
         import torch
 
-        recall_101 = torch.linspace(0, 1, 101, dtype=torch.float64).expand(len(count_RJ), -1).contiguous()
+        # numpy's: torch rounds some of them otherwise, and shares of 50 things fall on them
+        recall_101 = torch.from_numpy(np.linspace(0, 1, 101)).expand(len(count_RJ), -1).contiguous()
         said_RJ = count_RJ.cumsum(1)
         mean_R = torch.zeros(len(count_RJ), dtype=torch.float64)
         for hit_J in hit_JT.T:
@@ -117,7 +119,7 @@ class MeanAveragePrecision50(MeanAveragePrecision):
 
 def _coco(made: Any, rows: Tensor) -> Any:
     """Boxes, classes and, where there are six columns, scores in the form of pycocotools."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for picture, things in enumerate(rows.double().tolist()):
         for left, top, right, bottom, kind, *score in things:
             if kind >= 0:

@@ -17,7 +17,7 @@ class ConvMap(Model):
     """Convolution, group norm and GELU blocks that end in a map `[B, C, H, W]`.
 
     The map is the representation, so task gradients meet there. Heads that look at one place after another (`detection`) stand on it as it
-    is, all others on its mean over the places.
+    is, all others on its mean and its maximum over the places.
     """
 
     takes: ClassVar[frozenset[str] | None] = frozenset({"image"})
@@ -35,7 +35,7 @@ class ConvMap(Model):
         if wrong:
             raise ValueError(f"channels {wrong} are not divisible by groups {self.groups}")
         if 2 ** (len(self.channels) - 1) < self.stride:
-            raise ValueError(f"{len(self.channels)} blocks, of which all but the first can halve the image, don't reach stride {self.stride}")
+            raise ValueError(f"{len(self.channels)} blocks, all but the first of which may halve, don't reach stride {self.stride}")
         return self
 
     def build(self, inputs: Sequence[Mapping[str, Any]]) -> nn.Module:

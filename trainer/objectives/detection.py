@@ -39,7 +39,8 @@ class Detection(Objective):
         """Heat map, sizes and offsets on the model's map."""
         from trainer.boxes import CentreHead
 
-        assert site.model is not None and site.target is not None  # of a checked document
+        assert site.model is not None  # of a checked document
+        assert site.target is not None
         return CentreHead(site.widths[site.model], self.width, len(site.columns[site.target]["classes"]))
 
     def count(self, target: Tensor) -> Tensor:
