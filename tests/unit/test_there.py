@@ -183,6 +183,39 @@ def test_a_server_that_is_down_throttles_or_cuts_is_waited_for(kube, launch, tmp
     assert len(kube.created) == 1
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_api_server_that_restarts_is_survived(forgotten, kube, launch, tmp_path):
+    """While it is down the job goes on; once it is back, it may not remember what was said before."""
+
+    def play(job):
+        _until(lambda: any("/trainjobs?" in path and "watch=true" in path for _, path in kube.requests))
+        kube.down()
+        leave_result(tmp_path / "root", KEY)
+        kube.status("trainjobs", job["metadata"]["name"], conditions=[{"type": "Complete", "status": "True"}])
+        if forgotten:
+            kube.forget()
+        time.sleep(0.3)
+        kube.up(int(kube.address.rpartition(":")[2]))
+
+    kube.controller = play
+    assert launch().key == KEY
+    assert len(kube.created) == 1
+
+
+def test_a_job_goes_with_the_last_pod_that_launched_it(kube, launch, tmp_path):
+    """Owner references: the cluster collects what no launching pod is left of."""
+    job = existing(kube, tmp_path, "step-1")
+    for name in ("step-1", "step-2"):
+        launching_pod(kube, name)
+    kube.controller = None
+    threading.Thread(target=player(kube, "complete", tmp_path / "root", KEY), args=(job,), daemon=True).start()
+    launch("step-2")
+    kube.remove("pods", "step-1")
+    assert len(kube.of("trainjobs")) == 1
+    kube.remove("pods", "step-2")
+    assert kube.of("trainjobs") == []
+
+
 def test_a_watch_that_comes_too_late_lists_anew(kube, launch, tmp_path):
     """410: the server has forgotten where the watch was; what happened meanwhile is found by a list."""
 
