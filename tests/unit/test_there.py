@@ -138,6 +138,20 @@ def test_a_job_that_failed_makes_way_for_a_new_one(kube, launch, tmp_path):
     assert len(kube.created) == 1
 
 
+def test_a_job_that_ends_while_we_come_is_not_trained_again(kube, launch, tmp_path, monkeypatch):
+    """The result was not there when we looked first; when we come to its job, that has just ended."""
+    looked = there.faults
+
+    def meanwhile(*arguments):
+        existing(kube, tmp_path, status={"conditions": [{"type": "Complete", "status": "True"}]})
+        leave_result(tmp_path / "root", KEY)
+        return looked(*arguments)
+
+    monkeypatch.setattr(there, "faults", meanwhile)
+    assert launch().key == KEY
+    assert kube.created == [] and kube.deleted == []
+
+
 def test_nothing_is_created_while_pods_of_an_earlier_job_still_live(kube, launch, tmp_path):
     kube.controller = complete(kube, tmp_path)
     name = job_name(request(), str(tmp_path / "root"))
