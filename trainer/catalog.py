@@ -47,6 +47,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "ensemble": "trainer.objectives.ensemble:Ensemble",
         "info_nce": "trainer.objectives.info_nce:InfoNce",
         "fused": "trainer.objectives.fused:Fused",
+        "caption": "trainer.objectives.caption:Caption",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",
@@ -91,6 +92,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "mae": "trainer.metrics.mae:MeanAbsoluteError",
         "rmse": "trainer.metrics.rmse:RootMeanSquaredError",
         "spearman": "trainer.metrics.spearman:Spearman",
+        "exact_match": "trainer.metrics.exact_match:ExactMatch",
+        "token_accuracy": "trainer.metrics.token_accuracy:TokenAccuracy",
         "recall_left_to_right": "trainer.metrics.recall_left_to_right:RecallLeftToRight",
         "recall_right_to_left": "trainer.metrics.recall_right_to_left:RecallRightToLeft",
     },
