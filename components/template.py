@@ -64,7 +64,7 @@ def environment(request: Mapping[str, Any], target: Target) -> list[Json]:
     }
     if cluster.get("cpus_per_node"):
         values["COTRAIN_CPUS"] = f"{cluster['cpus_per_node']:g}"
-    if cluster.get("min_nodes") is not None:
+    if (cluster.get("min_nodes") or cluster["nodes"]) < cluster["nodes"]:
         values["COTRAIN_MIN_NODES"] = str(cluster["min_nodes"])
     if target.run_id:
         values["COTRAIN_RUN_ID"] = target.run_id
@@ -74,8 +74,8 @@ def environment(request: Mapping[str, Any], target: Target) -> list[Json]:
     if target.store_secret:
         names = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
         listed += [_from_secret(name, target.store_secret, optional) for name, optional in names.items()]
-    own = {entry["name"] for entry in target.env}
-    return [entry for entry in listed if entry["name"] not in own] + [dict(entry) for entry in target.env]
+    # each name once, as a server wants it: what is said last counts
+    return list({entry["name"]: dict(entry) for entry in (*listed, *target.env)}.values())
 
 
 def _from_secret(name: str, secret: str, optional: bool) -> Json:

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -63,7 +63,9 @@ def train(cluster: Cluster, root: str, request: Json, target: Target, patience: 
         raise LaunchError(missing)
     with _stoppable():
         try:
-            job = submit(cluster, objects, spec["grace_s"] + _GONE_S)
+            job = submit(cluster, objects, spec["grace_s"] + _GONE_S, lambda: fetch(root, "train", request["key"]))
+            if isinstance(job, Result):
+                return job
             ended = follow(cluster, job, patience or Patience())
         except BaseException:  # a stop, or anything that keeps us from watching: what nobody watches is not to run on
             with suppress(Refused, Interrupted):
@@ -80,8 +82,10 @@ def train(cluster: Cluster, root: str, request: Json, target: Target, patience: 
     return Result(result.key, result.folder, reused=False)
 
 
-def submit(cluster: Cluster, objects: list[Json], gone_s: float) -> Json:
+def submit(cluster: Cluster, objects: list[Json], gone_s: float, trained: Callable[[], Result | None]) -> Json | Result:
     """The job as the server has it: created now, or adopted. One that has ended without a result makes way for a new one.
+
+    `trained` looks for the result: the job of somebody else may have ended a moment ago. Then that result is returned.
 
     Raises:
         LaunchError: if the server refuses it, or something else has its name.
@@ -92,6 +96,10 @@ def submit(cluster: Cluster, objects: list[Json], gone_s: float) -> Json:
     deadline = time.monotonic() + gone_s
     while time.monotonic() < deadline:
         there = cluster.get(resource, name)
+        if there is None or over(there):
+            result = trained()
+            if result is not None:
+                return result
         if there is None:
             if _cleared(cluster, job):
                 created = _create(cluster, objects[:-1], job)

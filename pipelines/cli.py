@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines import cluster_commands, remote_commands, schedule_commands
+from pipelines import cluster_commands, new_command, remote_commands, schedule_commands
 from pipelines.options import Root, Set, Spec, told
 from trainer.errors import CotrainError, GateFailed, UserError
 
@@ -213,5 +213,5 @@ def doctor(root: str, endpoint: str | None) -> None:
     sys.exit(0 if well else 2)
 
 
-for _command in (*remote_commands.COMMANDS, schedule_commands.schedule, cluster_commands.sweep):
+for _command in (*remote_commands.COMMANDS, schedule_commands.schedule, cluster_commands.sweep, new_command.new):
     main.add_command(_command)

@@ -51,6 +51,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "ensemble": "trainer.objectives.ensemble:Ensemble",
         "info_nce": "trainer.objectives.info_nce:InfoNce",
         "fused": "trainer.objectives.fused:Fused",
+        "caption": "trainer.objectives.caption:Caption",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",
@@ -97,6 +98,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "spearman": "trainer.metrics.spearman:Spearman",
         "map": "trainer.metrics.mean_average_precision:MeanAveragePrecision",
         "map_50": "trainer.metrics.mean_average_precision:MeanAveragePrecision50",
+        "exact_match": "trainer.metrics.exact_match:ExactMatch",
+        "token_accuracy": "trainer.metrics.token_accuracy:TokenAccuracy",
         "recall_left_to_right": "trainer.metrics.recall_left_to_right:RecallLeftToRight",
         "recall_right_to_left": "trainer.metrics.recall_right_to_left:RecallRightToLeft",
     },

@@ -364,10 +364,11 @@ def nodes_may_be_lost(draft: Draft) -> Iterator[Finding]:
     path: Path = ("cluster", "min_nodes")
     if cluster.min_nodes > cluster.nodes:
         yield Finding(path, f"{cluster.min_nodes} is more than the {cluster.nodes} of cluster.nodes", f"write {cluster.nodes} or less")
-    elif cluster.elastic and train is not None and draft.sound(("train", "checkpoint")):
-        if train.checkpoint.every_steps is None and train.checkpoint.every_minutes is None:
-            finding = "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from"
-            yield Finding(path, finding, "set train.checkpoint.every_minutes")
+        return
+    saves = train is None or train.checkpoint.every_steps is not None or train.checkpoint.every_minutes is not None
+    if cluster.elastic and not saves and draft.sound(("train", "checkpoint")):
+        finding = "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from"
+        yield Finding(path, finding, "set train.checkpoint.every_minutes")
 
 
 def queues_have_priorities(draft: Draft) -> Iterator[Finding]:
