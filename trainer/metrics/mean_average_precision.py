@@ -18,7 +18,7 @@ _BLOCK = 1 << 22  # numbers of a table that are held at once
 class MeanAveragePrecision(Metric):
     """Average precision over recalls 0, 0.01, ... 1, its mean over IoU thresholds 0.5, 0.55, ... 0.95 and over the classes that occur.
 
-    `score` is `[N, P, 6]`: boxes, classes and scores, best first; `target` `[N, M, 5]`: boxes and classes, -1 for none.
+    `score` is `[N, P, 6]`: boxes, classes and scores, 0 for none; `target` `[N, M, 5]`: boxes and classes, -1 for none.
     Computed by pycocotools, which torchmetrics calls too, but only beside torchvision.
     Source: Lin et al., Microsoft COCO, ECCV 2014, and its evaluation code.
     """
@@ -58,7 +58,7 @@ class MeanAveragePrecision(Metric):
         present_R = torch.zeros_like(total_R)
         for kind in target[..., 4][target[..., 4] >= 0].unique():
             things_R = count_RN.double() @ (target[..., 4] == kind).sum(1).double()
-            picture, place = (score[..., 4] == kind).nonzero(as_tuple=True)
+            picture, place = ((score[..., 4] == kind) & (score[..., 5] > 0)).nonzero(as_tuple=True)
             order = score[picture, place, 5].argsort(dim=0, descending=True, stable=True)
             picture, place = picture[order], place[order]
             hit_JT = hit_NPT[picture, place]
@@ -76,7 +76,7 @@ class MeanAveragePrecision(Metric):
 
         least_T = torch.tensor(self.thresholds, dtype=torch.float64)
         iou_NPM, _ = overlaps(score[:, :, None, :4], target[:, None, :, :4])
-        same = (score[:, :, None, 4] == target[:, None, :, 4]) & (target[:, None, :, 4] >= 0)
+        same = (score[:, :, None, 4] == target[:, None, :, 4]) & (target[:, None, :, 4] >= 0) & (score[:, :, None, 5] > 0)
         iou_NPM = torch.where(same, iou_NPM, -1.0).flip(2)  # of equal overlaps the last counts
         free_NTM = torch.ones(len(score), len(least_T), target.shape[1], dtype=torch.bool)
         hit_NPT = torch.zeros(*score.shape[:2], len(least_T), dtype=torch.bool)
@@ -122,7 +122,7 @@ def _coco(made: Any, rows: Tensor) -> Any:
     annotations: list[dict[str, Any]] = []
     for picture, things in enumerate(rows.double().tolist()):
         for left, top, right, bottom, kind, *score in things:
-            if kind >= 0:
+            if kind >= 0 and (not score or score[0] > 0):
                 box = [left, top, right - left, bottom - top]
                 entry = {"id": len(annotations) + 1, "image_id": picture, "category_id": int(kind), "bbox": box, "iscrowd": 0}
                 annotations.append(entry | {"area": box[2] * box[3], "score": score[0] if score else 1.0})
