@@ -2,7 +2,8 @@
 
     python benchmarks/kinds.py examples/10-mutual.yaml examples/11-multimodal.yaml
 
-Each document is run as it stands, but with at least three seeds, its models trained jointly and alone. Lines of documents that are not named stay.
+Each document is run as it stands, but with at least three seeds, its models trained jointly and alone. Lines of documents
+that are not named stay.
 """
 
 from __future__ import annotations
