@@ -33,7 +33,7 @@ class Detection(Objective):
     box_weight: float = Field(2.0, ge=0, description="Weight of the boxes beside the heat map.")
     min_overlap: float = Field(0.7, gt=0, lt=1, description="A box this near to the right one (IoU) is hardly punished in the heat map.")
     most: int = Field(32, ge=1, le=100, description="Things that are found in a picture at most.")
-    least_score: float = Field(0.1, ge=0, lt=1, description="Detections below this score are left out of predictions. Metrics see all.")
+    least_score: float = Field(0.3, ge=0, lt=1, description="Detections below this score are left out of predictions. Metrics see all.")
 
     def head(self, site: Site) -> nn.Module:
         """Heat map, sizes and offsets on the model's map."""
