@@ -33,6 +33,8 @@ CATALOG: dict[str, dict[str, str]] = {
     "model": {
         "mlp": "trainer.models.mlp:Mlp",
         "conv": "trainer.models.conv:Conv",
+        "conv_generator": "trainer.models.conv_generator:ConvGenerator",
+        "conv_critic": "trainer.models.conv_critic:ConvCritic",
         "text_transformer": "trainer.models.text_transformer:TextTransformer",
         "python": "trainer.models.python:PythonModel",
     },
@@ -44,6 +46,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "cross_teach": "trainer.objectives.cross_teach:CrossTeach",
         "distill": "trainer.objectives.distill:Distill",
         "ensemble": "trainer.objectives.ensemble:Ensemble",
+        "gan_spot": "trainer.objectives.gan_spot:GanSpot",
+        "gan_fool": "trainer.objectives.gan_fool:GanFool",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",
@@ -88,6 +92,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "mae": "trainer.metrics.mae:MeanAbsoluteError",
         "rmse": "trainer.metrics.rmse:RootMeanSquaredError",
         "spearman": "trainer.metrics.spearman:Spearman",
+        "frechet": "trainer.metrics.frechet:Frechet",
+        "manifold_precision": "trainer.metrics.manifold_precision:ManifoldPrecision",
+        "manifold_recall": "trainer.metrics.manifold_recall:ManifoldRecall",
     },
     "sync": {
         "ema": "trainer.syncs.ema:Ema",
