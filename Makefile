@@ -3,7 +3,9 @@
 # make cluster-test the same program on the cluster that KUBECONFIG points at; settings: tests/cluster/README.md
 # make check        style, types and the arrows of docs/architecture.md
 # make benchmark    side by side with plain PyTorch and with independent training; SAVE='--save docs/results/speed.md' keeps it
-# make docs         docs/spec.md from the models, the table of docs/balancing.md from the balancers
+# make benchmark-balancers   balancing beside TorchJD and a plain sum of losses; SAVE='--save docs/results/balancing-cost.md' keeps it
+# make results-balancers     every balancer against independent training and tuned sums, on real data; goes on where it was cut off
+# make docs         docs/spec.md from the models, the tables of docs/balancing.md and docs/scale.md from the balancers and the formulas
 # make lock         write requirements.lock again; UPGRADE=1 takes the newest versions
 # make image        the container image, with docker, podman or buildah
 #
@@ -16,7 +18,7 @@ BIN := .venv/bin
 PIP := DS_BUILD_OPS=0 PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: run test cluster-test check benchmark docs lock image venv
+.PHONY: run test cluster-test check benchmark benchmark-balancers results-balancers docs lock image venv
 .DELETE_ON_ERROR:
 
 run: .venv/.runtime
@@ -43,9 +45,17 @@ benchmark: .venv/.runtime
 	$(BIN)/python -m benchmarks.joint $(SAVE)
 	$(BIN)/python -m benchmarks.pipeline $(SAVE)
 
+benchmark-balancers: .venv/.dev
+	$(BIN)/python -m benchmarks.balancers $(SAVE)
+
+results-balancers: .venv/.dev
+	@[ -f data/mnist.parquet ] || $(BIN)/cotrain data mnist
+	nice -n 5 $(BIN)/python -m benchmarks.results_balancers $(SAVE)
+
 docs: .venv/.runtime
 	$(BIN)/python scripts/spec_reference.py
 	$(BIN)/python scripts/balancer_table.py
+	$(BIN)/python scripts/scale_page.py
 
 lock: .venv/.dev
 	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)

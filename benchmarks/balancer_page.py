@@ -53,10 +53,10 @@ class Judged:
 
 def interval(values_S: np.ndarray) -> tuple[float, float, float]:
     """The mean, and Student's interval for it over seeds."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     mean, size = float(np.mean(values_S)), len(values_S)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, size - 1) * np.std(values_S, ddof=1) / size**0.5) if size > 1 else float("nan")
+    half = float(stdtrit(size - 1, (1 + CONFIDENCE) / 2) * np.std(values_S, ddof=1) / size**0.5) if size > 1 else float("nan")
     return mean, mean - half, mean + half
 
 

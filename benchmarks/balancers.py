@@ -1,26 +1,26 @@
-"""Step time of balanced training against the plain sum of losses and TorchJD, side by side in one run.
+"""Step time and memory of balanced training against the plain sum of losses and TorchJD, side by side in one run.
 
-    python benchmarks/balancers.py [--quick] [--tasks 2 4 8 16 32] [--rounds 7]
+    python -m benchmarks.balancers [--quick] [--tasks 2 4 8 16 32] [--rounds 7] [--save docs/results/balancing-cost.md]
 
-A step is forward, backward and AdamW on one process and one thread. Rounds are interleaved: every contestant makes one step
-in turn, in an order that changes, and each is divided by the plain sum of the same round. Batch 64; T heads onto 10 classes.
+A step is forward, backward and AdamW on one process and one thread. Rounds are interleaved: every contestant makes one step in
+turn, in an order that changes, and the processor time of each is divided by that of the plain sum in the same round.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
+import json
 import random
-import resource
-import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import arguments, machine, publish, spread, table
 from trainer import catalog
 from trainer.balance import Gramian
 from trainer.engine import open_engine
@@ -32,6 +32,7 @@ from trainer.step import joint_step
 from trainer.world import World
 
 BATCH = 64
+CLASSES = 10
 METHODS = ["upgrad", "pcgrad", "mgda", "cagrad", "aligned_mtl", "imtl_g", "nash_mtl", "fairgrad"]
 SOURCES = ["representation", "last_layer"]
 
@@ -51,9 +52,10 @@ class Transformer(nn.Module):
 
 
 def trunk(kind: str) -> tuple[nn.Module, int]:
-    """A trunk of about 5 M parameters and the width of its input."""
-    if kind == "mlp":
-        return Mlp([0], [896] * 7, 0.0, nn.ReLU), 896
+    """A trunk and the width of its input: `mlp` and `transformer` have about 5 M parameters, `mlp:24` has 24 layers."""
+    if kind.startswith("mlp"):
+        layers = int(kind.partition(":")[2] or 6)
+        return Mlp([0], [896] * (layers + 1), 0.0, nn.ReLU), 896
     return Transformer(), 16 * 256
 
 
@@ -62,8 +64,10 @@ def parts(kind: str, tasks: int, big: bool) -> tuple[nn.Module, dict[str, nn.Mod
     torch.manual_seed(0)
     body, width = trunk(kind)
     d = body.out_features
-    heads = {f"t{t}": nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 10)) if big else nn.Linear(d, 10) for t in range(tasks)}
-    return body, heads, torch.randn(BATCH, width), {name: torch.randint(0, 10, (BATCH,)) for name in heads}
+    heads = {
+        f"t{t}": nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, CLASSES)) if big else nn.Linear(d, CLASSES) for t in range(tasks)
+    }
+    return body, heads, torch.randn(BATCH, width), {name: torch.randint(0, CLASSES, (BATCH,)) for name in heads}
 
 
 def ours(kind: str, tasks: int, big: bool, method: str, source: str) -> Callable[[], None]:
@@ -92,7 +96,7 @@ def plain(kind: str, tasks: int, big: bool) -> Callable[[], None]:
     """The sum of the losses, by hand."""
     body, heads, x, y = parts(kind, tasks, big)
     params = [*body.parameters(), *(p for head in heads.values() for p in head.parameters())]
-    optimizer = torch.optim.AdamW(params, lr=1e-3)
+    optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
 
     def step() -> None:
         z = body(x)
@@ -105,14 +109,14 @@ def plain(kind: str, tasks: int, big: bool) -> Callable[[], None]:
 
 
 def torchjd(kind: str, tasks: int, big: bool, how: str) -> Callable[[], None]:
-    """TorchJD with UPGrad: by Jacobians of the features, or by its Gramian engine."""
+    """TorchJD with UPGrad: by Jacobians, batched over the tasks (its default) or task by task, or by its Gramian engine."""
     from torchjd.aggregation import UPGrad, UPGradWeighting
     from torchjd.autogram import Engine
     from torchjd.autojac import jac_to_grad, mtl_backward
 
     body, heads, x, y = parts(kind, tasks, big)
     params = [*body.parameters(), *(p for head in heads.values() for p in head.parameters())]
-    optimizer = torch.optim.AdamW(params, lr=1e-3)
+    optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
     engine, weighting, aggregator = Engine(body, batch_dim=None), UPGradWeighting(), UPGrad()
 
     def step() -> None:
@@ -122,7 +126,7 @@ def torchjd(kind: str, tasks: int, big: bool, how: str) -> Callable[[], None]:
             stacked = torch.stack(losses)
             stacked.backward(weighting(engine.compute_gramian(stacked)))
         else:
-            mtl_backward(losses, z)
+            mtl_backward(losses, z, parallel_chunk_size=1 if "one by one" in how else None)
             jac_to_grad(body.parameters(), aggregator)
         optimizer.step()
         optimizer.zero_grad()
@@ -148,51 +152,83 @@ def ratios(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str,
     return found
 
 
-def peak_mib(kind: str, tasks: int, what: str) -> float:
-    """Peak resident memory of three steps in a process of its own."""
-    command = [sys.executable, __file__, "--peak", kind, str(tasks), what]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+def peak_mib(step: Callable[[], None]) -> float:
+    """The most memory that tensors made in a step take at a time, MiB. Parameters and the optimiser's state are made before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    with tempfile.TemporaryDirectory(prefix="cotrain-peak-") as folder:
+        path = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]") / 2**20
+
+
+def contenders(kind: str, tasks: int, big: bool, methods: list[str], most: int) -> dict[str, Callable[[], None]]:
+    """Everything that is compared, the plain sum of losses first."""
+    found = {"plain sum": plain(kind, tasks, big), "cotrain equal": ours(kind, tasks, big, "equal", "")}
+    for source in SOURCES:
+        for method in methods:
+            found[f"cotrain {method}, {source}"] = ours(kind, tasks, big, method, source)
+    if tasks <= most:
+        for how in ("mtl_backward", "mtl_backward one by one", "autogram"):
+            found[f"TorchJD upgrad, {how}"] = torchjd(kind, tasks, big, how)
+    return found
+
+
+def times(kind: str, big: bool, tasks: list[int], methods: list[str], rounds: int, most: int) -> str:
+    """Step times over the plain sum: a row a contestant, a column a number of tasks."""
+    columns: dict[int, dict[str, list[float]]] = {}
+    for count in tasks:
+        columns[count] = ratios(contenders(kind, count, big, methods, most), rounds)
+        gc.collect()
+        print(f"{kind}, {'large' if big else 'small'} heads, T = {count}: done", file=sys.stderr, flush=True)
+    names = list(dict.fromkeys(name for found in columns.values() for name in found))[1:]
+    lines = [[name, *(spread(columns[t][name]) if name in columns[t] else "not tried" for t in tasks)] for name in names]
+    parameters = sum(p.numel() for p in trunk(kind)[0].parameters()) / 1e6
+    heads = "two-layer heads" if big else "linear heads"
+    return f"### {kind.capitalize()} trunk of {parameters:.2f} M parameters, {heads}\n\n" + table(
+        ["step time over the plain sum", *(f"T = {t}" for t in tasks)], lines
+    )
+
+
+def memory(tasks: int, layers: list[int], most: int) -> str:
+    """Peak memory over that of the plain sum, for trunks of more and more parameters."""
+    kinds = [f"mlp:{n}" for n in layers]
+    rows: dict[str, list[str]] = {}
+    for kind in kinds:
+        for name, step in contenders(kind, tasks, False, ["upgrad"], most).items():
+            if name == "plain sum":
+                base = peak_mib(step)
+            else:
+                rows.setdefault(name, []).append(f"{peak_mib(step) - base:+.1f}")
+        gc.collect()
+    sizes = [sum(p.numel() for p in trunk(kind)[0].parameters()) / 1e6 for kind in kinds]
+    head = [f"memory over the plain sum, MiB, T = {tasks}", *(f"{size:.1f} M parameters" for size in sizes)]
+    return "### Memory: MLP trunks of one width and more and more layers, linear heads\n\n" + table(
+        head, [[name, *cells] for name, cells in rows.items()]
+    )
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print the tables."""
+    parser = arguments(__doc__)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="T=2 and 4, two methods, three rounds")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--trunks", nargs="+", choices=["mlp", "transformer"], default=["mlp", "transformer"])
+    parser.add_argument("--torchjd", type=int, default=32, metavar="T", help="TorchJD up to so many tasks: each costs it a backward pass")
     chosen = parser.parse_args()
+    before = machine()
     torch.set_num_threads(1)
-    if chosen.peak:
-        kind, tasks, what = chosen.peak
-        jd = {name: partial(torchjd, how=name) for name in ("mtl_backward", "autogram")}
-        make = {"plain": plain, **jd}.get(what, partial(ours, method="upgrad", source=what))
-        step = make(kind, int(tasks), False)
-        for _ in range(3):
-            step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        return
-    methods, tasks, rounds = (METHODS[:2], [2, 4], 3) if chosen.quick else (METHODS, chosen.tasks, chosen.rounds)
-    for kind in ("mlp", "transformer"):
-        for big in (False, True):
-            print(f"\n{kind} trunk, {'two-layer' if big else 'linear'} heads:")
-            print(f"step time over the plain sum of losses, median (min to max) of {rounds} rounds")
-            for count in tasks:
-                contestants = {"plain sum": plain(kind, count, big), "cotrain equal": ours(kind, count, big, "equal", "")}
-                for source in SOURCES:
-                    for method in methods if not big else methods[:1]:
-                        contestants[f"cotrain {method} {source}"] = ours(kind, count, big, method, source)
-                for how in ("mtl_backward", "autogram"):
-                    contestants[f"torchjd upgrad {how}"] = torchjd(kind, count, big, how)
-                for name, values in ratios(contestants, rounds).items():
-                    print(
-                        f"  T={count:<3} {name:<34} {statistics.median(values):6.2f}  ({min(values):.2f} to {max(values):.2f})", flush=True
-                    )
-    print("\npeak resident memory over the plain sum of losses, MiB, mlp trunk, UPGrad")
-    for count in tasks:
-        base = peak_mib("mlp", count, "plain")
-        extra = {what: peak_mib("mlp", count, what) - base for what in (*SOURCES, "mtl_backward", "autogram")}
-        print(f"  T={count:<3} " + "  ".join(f"{what} {value:+.0f}" for what, value in extra.items()), flush=True)
+    methods, tasks, rounds = (METHODS[:1], [2], 2) if chosen.quick else (METHODS, chosen.tasks, chosen.rounds)
+    parts = [f"Batch {BATCH}; median (lowest to highest) of {rounds} rounds."]
+    for kind in chosen.trunks:
+        parts += [times(kind, big, tasks, methods[:1] if big else methods, rounds, chosen.torchjd) for big in (False, True)]
+    parts.append(memory(2 if chosen.quick else 8, [2, 6] if chosen.quick else [2, 6, 24], chosen.torchjd))
+    publish("balancers", before, "\n\n".join(parts), chosen.save)
 
 
 if __name__ == "__main__":

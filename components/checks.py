@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from components.cluster import Cluster, Refused
+from components.manifests import ROOT
 from components.situation import QUEUE
 from trainer.errors import Fault, one_of
 
@@ -26,7 +27,14 @@ def faults(cluster: Cluster, manifests: list[Json]) -> list[Fault]:
     found = list(_rights(cluster, manifests))
     if found:
         return found  # what may not be created need not be looked at any further
-    return [*_runtime(cluster, job), *_references(cluster, job), *_queue(cluster, job), *_quota(cluster, job), *_room(cluster, job)]
+    return [
+        *_root(job),
+        *_runtime(cluster, job),
+        *_references(cluster, job),
+        *_queue(cluster, job),
+        *_quota(cluster, job),
+        *_room(cluster, job),
+    ]
 
 
 def _rights(cluster: Cluster, manifests: list[Json]) -> Iterator[Fault]:
@@ -40,6 +48,13 @@ def _rights(cluster: Cluster, manifests: list[Json]) -> Iterator[Fault]:
                 f"we may not {verb} {resource}",
                 f"bind the Role of k8s/base to our service account; see: kubectl auth can-i {verb} {resource} -n {cluster.namespace}",
             )
+
+
+def _root(job: Json) -> Iterator[Fault]:
+    root = job["metadata"].get("annotations", {}).get(ROOT, "")
+    if root and "://" not in root and not root.startswith("/"):
+        remedy = "give s3://bucket/prefix, or the path of a volume that every pod mounts (COTRAIN_POD)"
+        yield Fault("--root", f"'{root}' is a folder of this machine, and pods have none of that name", remedy)
 
 
 def _runtime(cluster: Cluster, job: Json) -> Iterator[Fault]:

@@ -29,6 +29,8 @@ _TOLD_S = 15.0
 """And no oftener than this if only its words change."""
 _DRAIN_S = 15.0
 _SETTLE_S = 2.0
+_READ_FIRST = 16
+"""Of the pods that failed, how many logs are read."""
 _Said = tuple[str, Json | Refused]
 """The resource that was watched, and what came of it."""
 
@@ -67,9 +69,13 @@ class _Logs:
         for pod in situation.pods.values():
             if pod.name not in self.readers and pod.index in self.nodes and (pod.running_since_s or pod.ended) and not pod.gone:
                 self._follow(pod.name, pod.index or 0)
-            for end in pod.ended:
-                if end.exit_code != 0 and not end.asked and pod.name not in self.ended and end.container:
-                    self.ended[pod.name] = self.cluster.log_end(pod.name, end.container)
+        failed = [end for pod in situation.pods.values() for end in pod.ended if end.exit_code != 0 and not end.asked and end.container]
+        for attempt in {end.attempt for end in failed}:
+            # when one of a thousand ranks fails, the others soon follow: the first say what happened
+            first = sorted((end for end in failed if end.attempt == attempt), key=lambda end: end.at_s)[:_READ_FIRST]
+            for end in first:
+                if end.pod not in self.ended:
+                    self.ended[end.pod] = self.cluster.log_end(end.pod, end.container)
 
     def _follow(self, pod: str, index: int) -> None:
         prefix = f"[node {index}] " if index else ""

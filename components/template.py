@@ -64,7 +64,7 @@ def environment(request: Mapping[str, Any], target: Target) -> list[Json]:
     }
     if cluster.get("cpus_per_node"):
         values["COTRAIN_CPUS"] = f"{cluster['cpus_per_node']:g}"
-    if cluster.get("min_nodes") is not None:
+    if (cluster.get("min_nodes") or cluster["nodes"]) < cluster["nodes"]:
         values["COTRAIN_MIN_NODES"] = str(cluster["min_nodes"])
     if target.run_id:
         values["COTRAIN_RUN_ID"] = target.run_id

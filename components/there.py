@@ -15,8 +15,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -26,6 +26,7 @@ from components.cluster import Cluster, Refused
 from components.follow import follow, resource_of
 from components.patience import Patience
 from components.target import Target, launcher_of
+from components.watching import Interrupted
 from trainer.errors import CotrainError, Fault, LaunchError, Stopped
 from trainer.observe import emit
 from trainer.requests import write_request
@@ -33,7 +34,7 @@ from trainer.results import Result, fetch
 
 Json = dict[str, Any]
 LAUNCHER, WORKFLOW = "cotrain.io/launched-by", "cotrain.io/workflow"
-"""Annotations of a job: who launched it last, and the Argo workflows that wait for it, with commas between."""
+"""Annotations of a job: the process that made it, and the Argo workflows that wait for it, with commas between."""
 _OVER = ("Complete", "Failed")
 _POLL_S = 1.0
 _GONE_S = 120.0
@@ -62,10 +63,13 @@ def train(cluster: Cluster, root: str, request: Json, target: Target, patience: 
         raise LaunchError(missing)
     with _stoppable():
         try:
-            job = submit(cluster, objects, spec["grace_s"] + _GONE_S)
+            job = submit(cluster, objects, spec["grace_s"] + _GONE_S, lambda: fetch(root, "train", request["key"]))
+            if isinstance(job, Result):
+                return job
             ended = follow(cluster, job, patience or Patience())
-        except (Stopped, KeyboardInterrupt):
-            withdraw(cluster, objects[-1])
+        except BaseException:  # a stop, or anything that keeps us from watching: what nobody watches is not to run on
+            with suppress(Refused, Interrupted):
+                withdraw(cluster, objects[-1])
             raise
     if ended.gave_up:
         withdraw(cluster, objects[-1])
@@ -78,62 +82,72 @@ def train(cluster: Cluster, root: str, request: Json, target: Target, patience: 
     return Result(result.key, result.folder, reused=False)
 
 
-def submit(cluster: Cluster, objects: list[Json], gone_s: float) -> Json:
+def submit(cluster: Cluster, objects: list[Json], gone_s: float, trained: Callable[[], Result | None]) -> Json | Result:
     """The job as the server has it: created now, or adopted. One that has ended without a result makes way for a new one.
+
+    `trained` looks for the result: the job of somebody else may have ended a moment ago. Then that result is returned.
 
     Raises:
         LaunchError: if the server refuses it, or something else has its name.
     """
     job = _signed(cluster, objects[-1])
     resource, name = resource_of(job), job["metadata"]["name"]
+    place = f"{job['kind']} {cluster.namespace}/{name}"
     deadline = time.monotonic() + gone_s
-    while True:
+    while time.monotonic() < deadline:
         there = cluster.get(resource, name)
-        if there is None and _cleared(cluster, job):
-            try:
-                for other in objects[:-1]:
-                    _create_or_keep(cluster, other)
-                created = cluster.create(resource, job)
-            except Refused as refused:
-                if refused.status == 409:
-                    continue  # somebody else was quicker, or it is still on its way out
-                raise LaunchError(_refusal(refused, job, cluster.namespace)) from None
-            _belong(cluster, objects[:-1], created)
-            emit("job_created", kind=job["kind"], name=name, namespace=cluster.namespace)
-            return created
-        if there is not None:
-            if not same(there, job):
-                theirs = there["metadata"].get("labels", {}).get(rendering.KEY)
-                raise LaunchError.at(
-                    f"{job['kind']} {cluster.namespace}/{name}",
-                    f"exists and trains something else (key {theirs})" if theirs else "exists and is not ours",
-                    f"delete or rename it; see: kubectl describe {job['kind'].lower()} {name} -n {cluster.namespace}",
-                )
-            if not going(there) and not over(there):
-                adopted = _adopt(cluster, there, job)
-                if adopted is not None:
-                    emit("job_adopted", kind=job["kind"], name=name, namespace=cluster.namespace)
-                    return adopted
-                continue
-            if over(there) and not going(there):
+        if there is None or over(there):
+            result = trained()
+            if result is not None:
+                return result
+        if there is None:
+            if _cleared(cluster, job):
+                created = _create(cluster, objects[:-1], job)
+                if created is not None:
+                    emit("job_created", kind=job["kind"], name=name, namespace=cluster.namespace)
+                    return created
+        elif not same(there, job):
+            theirs = there["metadata"].get("labels", {}).get(rendering.KEY)
+            raise LaunchError.at(
+                place,
+                f"exists and trains something else (key {theirs})" if theirs else "exists and is not ours",
+                f"delete or rename it; see: kubectl describe {job['kind'].lower()} {name} -n {cluster.namespace}",
+            )
+        elif over(there):
+            if not going(there):
                 remove(cluster, there)
-        if time.monotonic() > deadline:
-            see = f"kubectl get {job['kind'].lower()},pods -n {cluster.namespace} -l {rendering.JOB}={name}"
-            raise LaunchError.at(f"{job['kind']} {cluster.namespace}/{name}", f"is still there {gone_s:.0f} s after its end", f"see: {see}")
+        elif not going(there):
+            adopted = _adopt(cluster, there, job)
+            if adopted is not None:
+                emit("job_adopted", kind=job["kind"], name=name, namespace=cluster.namespace)
+                return adopted
         time.sleep(_POLL_S)
+    see = f"kubectl get {job['kind'].lower()},pods -n {cluster.namespace} -l {rendering.JOB}={name}"
+    raise LaunchError.at(place, f"an earlier one is still there after {gone_s:.0f} s", f"delete what is left of it; see: {see}")
 
 
 def withdraw(cluster: Cluster, job: Json) -> None:
     """Stop waiting for a job: delete it, unless another launcher that lives waits for it too."""
     resource, name = resource_of(job), job["metadata"]["name"]
-    there = cluster.get(resource, name)
-    if there is None or not same(there, job):
-        return
     ours = {owner["uid"] for owner in job["metadata"].get("ownerReferences") or []}
-    others = [owner for owner in there["metadata"].get("ownerReferences") or [] if owner["uid"] not in ours and _lives(cluster, owner)]
-    if others:
+    while True:
+        there = cluster.get(resource, name)
+        if there is None or not same(there, job):
+            return
+        owners = there["metadata"].get("ownerReferences") or []
+        if not owners and there["metadata"].get("annotations", {}).get(LAUNCHER) != _us():
+            emit("job_left", kind=job["kind"], name=name, to=[there["metadata"].get("annotations", {}).get(LAUNCHER)])
+            return  # somebody who is no pod has launched it
+        others = [owner for owner in owners if owner["uid"] not in ours and _lives(cluster, owner)]
+        if not others:
+            break
         version = there["metadata"]["resourceVersion"]
-        cluster.patch(resource, name, {"metadata": {"ownerReferences": others, "resourceVersion": version}})
+        try:
+            cluster.patch(resource, name, {"metadata": {"ownerReferences": others, "resourceVersion": version}})
+        except Refused as refused:
+            if refused.status != 409:
+                raise
+            continue  # it has changed: look again
         emit("job_left", kind=job["kind"], name=name, to=[owner["name"] for owner in others])
         return
     remove(cluster, there)
@@ -175,9 +189,28 @@ def same(there: Json, job: Json) -> bool:
 
 def _signed(cluster: Cluster, job: Json) -> Json:
     """The job with a note of who launches it."""
-    notes = {**job["metadata"].get("annotations", {}), LAUNCHER: f"{socket.gethostname()}/{os.getpid()}"}
+    notes = {**job["metadata"].get("annotations", {}), LAUNCHER: _us()}
     workflow = _workflow(cluster, job["metadata"].get("ownerReferences") or [])
     return {**job, "metadata": {**job["metadata"], "annotations": notes | ({WORKFLOW: workflow} if workflow else {})}}
+
+
+def _us() -> str:
+    """This process, as the note on a job names who made it."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def _create(cluster: Cluster, others: list[Json], job: Json) -> Json | None:
+    """The job, and before it what it needs; None if another one got the name meanwhile."""
+    try:
+        for other in others:
+            _create_or_keep(cluster, other)
+        created = cluster.create(resource_of(job), job)
+    except Refused as refused:
+        if refused.status == 409:
+            return None
+        raise LaunchError(_refusal(refused, job, cluster.namespace)) from None
+    _belong(cluster, others, created)
+    return created
 
 
 def _workflow(cluster: Cluster, owners: list[Json]) -> str | None:
@@ -198,11 +231,10 @@ def _adopt(cluster: Cluster, there: Json, job: Json) -> Json | None:
     owners = meta.get("ownerReferences") or []
     # a job without an owner was launched by somebody who is no pod: nobody's end is to delete it
     owners = owners + [owner for owner in ours if owner["uid"] not in {known["uid"] for known in owners}] if owners else []
-    notes = dict(job["metadata"]["annotations"])
-    workflows = {*_listed(meta.get("annotations", {}).get(WORKFLOW)), *_listed(notes.get(WORKFLOW))}
+    workflows = {*_listed(meta.get("annotations", {}).get(WORKFLOW)), *_listed(job["metadata"]["annotations"].get(WORKFLOW))}
     change: Mapping[str, Any] = {
         "resourceVersion": meta["resourceVersion"],
-        "annotations": notes | ({WORKFLOW: ",".join(sorted(workflows))} if workflows else {}),
+        **({"annotations": {WORKFLOW: ",".join(sorted(workflows))}} if workflows else {}),
         **({"ownerReferences": owners} if owners else {}),
     }
     try:

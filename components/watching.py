@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from trainer.observe import emit
+
 Json = dict[str, Any]
 LISTED = "LISTED"
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -51,11 +53,12 @@ def changes(source: Source, stop: threading.Event, known: dict[str, Json] | None
     what has become of them is told.
     """
     known = {} if known is None else known
-    pause_s = PAUSE_S
+    pause_s, failed = PAUSE_S, 0
     while not stop.is_set():
         try:
             items, version = source.list()
         except Interrupted as reason:
+            failed = _say(failed, reason)
             pause_s = rest(stop, pause_s, reason.after_s)
             continue
         yield from _difference(known, items)
@@ -63,7 +66,7 @@ def changes(source: Source, stop: threading.Event, known: dict[str, Json] | None
         while not stop.is_set():
             try:
                 for event in source.watch(version):
-                    pause_s = PAUSE_S
+                    pause_s, failed = PAUSE_S, 0
                     thing = event["object"]
                     version = thing["metadata"]["resourceVersion"]
                     if event["type"] == "BOOKMARK":
@@ -79,6 +82,7 @@ def changes(source: Source, stop: threading.Event, known: dict[str, Json] | None
             except Expired:
                 break
             except Interrupted as reason:
+                failed = _say(failed, reason)
                 pause_s = rest(stop, pause_s, reason.after_s)
 
 
@@ -96,6 +100,14 @@ def _difference(known: dict[str, Json], items: list[Json]) -> Iterator[Json]:
 
 def _version(item: Mapping[str, Any]) -> str:
     return item["metadata"]["resourceVersion"]
+
+
+def _say(failed: int, reason: Interrupted) -> int:
+    """One more failure in a row, of which not each is said: that a watch is cut is nothing."""
+    failed += 1
+    if failed == 3 or failed % 20 == 0:
+        emit("cluster_unreachable", why=str(reason), tried=failed)
+    return failed
 
 
 def rest(stop: threading.Event, pause_s: float, after_s: float | None) -> float:

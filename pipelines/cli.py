@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines import cluster_commands, remote_commands, schedule_commands
+from pipelines import cluster_commands, new_command, remote_commands, schedule_commands
 from pipelines.options import Root, Set, Spec, told
 from trainer.errors import CotrainError, GateFailed, UserError
 
@@ -149,10 +149,11 @@ def compile_(output: str, image: str | None) -> None:
     """Compile the pipeline that `run` executes, for a cluster."""
     if not output.endswith((".yaml", ".json")):
         raise UserError.at("--output", f"'{output}' is neither .yaml nor .json", "name a .yaml file")
-    from pipelines.compiled import compile_pipeline
+    from pipelines.compiled import compile_pipeline, parameters_of
 
-    Path(output).write_text(compile_pipeline(image))
-    click.echo(f"{output}: pipeline 'cotrain'")
+    text = compile_pipeline(image)
+    Path(output).write_text(text)
+    click.echo(f"{output}: pipeline 'cotrain', {parameters_of(text)} parameters")
 
 
 @main.command()
@@ -212,5 +213,5 @@ def doctor(root: str, endpoint: str | None) -> None:
     sys.exit(0 if well else 2)
 
 
-for _command in (*remote_commands.COMMANDS, schedule_commands.schedule, cluster_commands.sweep):
+for _command in (*remote_commands.COMMANDS, schedule_commands.schedule, cluster_commands.sweep, new_command.new):
     main.add_command(_command)

@@ -1,8 +1,8 @@
 """The pipeline as YAML for a cluster: what KFP's compiler writes, with what its SDK has no words for.
 
-Enumerations become drop-downs (`literals` of a parameter, which the SDK can read but not write), and the steps that do
-the work are tried again. A step that is run again finds what it had done before, so trying costs little; on one machine,
-where what fails is the user's own code or document, nothing is tried again.
+Enumerations become drop-downs (`literals` of a parameter, which the SDK can read but not write), SIGTERM reaches the steps,
+and those that do the work are tried again. A step that is run again finds what it had done before, so trying costs little;
+on one machine, where what fails is the user's own code or document, nothing is tried again.
 """
 
 from __future__ import annotations
@@ -49,12 +49,20 @@ def version_of(text: str) -> str:
     return digest(list(yaml.safe_load_all(text)))[:12]
 
 
+def parameters_of(text: str) -> int:
+    """How many parameters a compiled pipeline has."""
+    return len(next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"])
+
+
 def _dress(pipeline: dict[str, Any]) -> None:
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     for name, setting in SETTINGS.items():
         if setting.choices:
             parameters[name]["literals"] = list(setting.choices)
     for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        script = executor["container"]["command"]
+        # dash, the sh of Debian, keeps SIGTERM to itself: a step that launches would never hear that its run was ended
+        script[2] = script[2].replace("_KFP_RUNTIME=true python3 -m", "_KFP_RUNTIME=true exec python3 -m")
         if name.startswith("exec-train"):
             executor["container"].setdefault("env", []).append({"name": "COTRAIN_LAUNCHER", "value": LAUNCHER})
     for component in [pipeline["root"], *pipeline["components"].values()]:

@@ -74,13 +74,15 @@ class Launcher:
             raise AssertionError(f"ended with {code}:\n" + "\n".join(self.lines[-40:])) from None
 
 
-def until(what: str, found: Callable[[], Any], wait_s: float, every_s: float = 1.0) -> Any:
-    """What `found` finds as soon as it is something."""
+def until(what: str, found: Callable[[], Any], wait_s: float, launcher: Launcher | None = None, every_s: float = 1.0) -> Any:
+    """What `found` finds as soon as it is something; else what a launcher has said meanwhile."""
     deadline = time.monotonic() + wait_s
     while True:
         if thing := found():
             return thing
-        assert time.monotonic() < deadline, f"not within {wait_s:.0f} s: {what}"
+        said = "\n".join(launcher.lines[-40:]) if launcher else ""
+        assert time.monotonic() < deadline, f"not within {wait_s:.0f} s: {what}\n{said}"
+        assert not launcher or launcher.process.poll() is None, f"it ended before: {what}\n{said}"
         time.sleep(every_s)
 
 

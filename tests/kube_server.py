@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import json
 import re
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,6 +96,27 @@ class KubeServer:
     """Resource, name and propagation policy."""
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
     closing: bool = False
+    connections: set[Any] = field(default_factory=set)
+    server: ThreadingHTTPServer | None = None
+
+    def up(self, port: int = 0) -> None:
+        """Answer."""
+        handler = type("Handler", (_Handler,), {"kube": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def down(self) -> None:
+        """Answer no more, and cut every connection, as a server that crashes."""
+        assert self.server
+        self.server.shutdown()
+        self.server.server_close()
+        with self.changed:
+            for connection in self.connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self.connections.clear()
 
     def put(self, resource: str, thing: Json, namespace: str = "ns") -> Json:
         """Create an object, or replace it, as a controller would."""
@@ -171,6 +193,11 @@ def stamp(seconds: float | None = None) -> str:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     kube: KubeServer
+
+    def setup(self) -> None:
+        super().setup()
+        with self.kube.changed:
+            self.kube.connections.add(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -413,21 +440,14 @@ def _merge(thing: Any, change: Json) -> Any:
 def serving(port: int = 0) -> Iterator[KubeServer]:
     """A cluster that answers, for as long as the block lasts."""
     kube = KubeServer()
-    handler = type("Handler", (_Handler,), {"kube": kube})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    kube.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
+    kube.up(port)
     try:
         yield kube
     finally:
         with kube.changed:
             kube.closing = True
             kube.changed.notify_all()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        kube.down()
 
 
 def kubeconfig(folder: Path, address: str) -> Path:

@@ -248,6 +248,17 @@ class _DeepSpeedEngine:
         return _evaluate(self._engine, lambda: self._engine(tasks, batches, outputs=True))
 
     def export(self, optimizer: bool = True) -> Exported:
+        # DeepSpeed gathers nothing of a parameter that requires no gradient, as outside the turn of its phase
+        asleep = [p for p in self._named.values() if not p.requires_grad]
+        for p in asleep:
+            p.requires_grad_(True)
+        try:
+            return self._export(optimizer)
+        finally:
+            for p in asleep:
+                p.requires_grad_(False)
+
+    def _export(self, optimizer: bool) -> Exported:
         from deepspeed.utils import safe_get_full_optimizer_state
         from deepspeed.utils.tensor_fragment import safe_get_full_fp32_param
 

@@ -272,8 +272,11 @@ def build(spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, s
                     torch.manual_seed(seed_of(seed, "models", model))
                     models[model] = spec.models[model].build([columns[column] for column in inputs])
             torch.manual_seed(seed_of(seed, "heads", name))
-            widths = {model: models[model].out_features for model in spec.models_of(name) if hasattr(models[model], "out_features")}
-            own = objective.head(Site(name, task.model, task.inputs, task.target, columns, widths))  # type: ignore[union-attr,arg-type]
+            widths, tokens = (
+                {model: getattr(models[model], features) for model in spec.models_of(name) if hasattr(models[model], features)}
+                for features in ("out_features", "token_features")
+            )
+            own = objective.head(Site(name, task.model, task.inputs, task.target, columns, widths, tokens))  # type: ignore[union-attr,arg-type]
             if own is not None:
                 heads[name] = own
             elif not objective.wide:  # type: ignore[union-attr]

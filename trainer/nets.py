@@ -46,12 +46,13 @@ class Mlp(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers)
-        self.out_features = widths[-1]
+        self.out_features = self.token_features = widths[-1]
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, tokens: bool = False) -> Tensor:
         x_BF = self.flatten(*inputs)
         # one-hot categories come as float32 whatever the precision of the layers
-        return self.layers(x_BF.to(self.layers[0].weight.dtype))
+        z_BD = self.layers(x_BF.to(self.layers[0].weight.dtype))
+        return z_BD[:, None] if tokens else z_BD
 
 
 class ConvTrunk(nn.Module):
@@ -73,9 +74,11 @@ class ConvTrunk(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(grid)
         self.out_features = channels_in * grid * grid
+        self.token_features = channels_in
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.pool(self.blocks(x_BCHW)).flatten(1)
+    def forward(self, x_BCHW: Tensor, tokens: bool = False) -> Tensor:
+        map_BCHW = self.blocks(x_BCHW)
+        return map_BCHW.flatten(2).transpose(1, 2) if tokens else self.pool(map_BCHW).flatten(1)
 
 
 class Generator(nn.Module):
@@ -156,14 +159,16 @@ class TextEncoder(nn.Module):
         layer = nn.TransformerEncoderLayer(width, heads, feedforward, dropout, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(dropout)
-        self.out_features = width
+        self.out_features = self.token_features = width
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
+    def forward(self, tokens_BL: Tensor, tokens: bool = False) -> Tensor:
         there_BL = tokens_BL != self.pad
         # an empty text attends to its first padding token: a row of nothing but -inf would be NaN
         hidden_BL = ~there_BL
         hidden_BL[:, 0] = False
         x_BLD = self.token(tokens_BL) + self.position.weight[: tokens_BL.shape[1]]
         x_BLD = self.layers(self.dropout(x_BLD), src_key_padding_mask=hidden_BL)
+        if tokens:
+            return x_BLD
         kept_BL1 = (~hidden_BL)[..., None].to(x_BLD.dtype)
         return (x_BLD * kept_BL1).sum(1) / kept_BL1.sum(1)

@@ -165,7 +165,7 @@ class Model(Part):
     """A named `nn.Module` that maps its inputs to a representation `[B, D]`; heads stand on top of it.
 
     The module takes the input tensors of a task in the order they are named, and has an
-    `out_features: int` attribute, D.
+    `out_features: int` attribute, D. One that can give tokens `[B, L, D']` takes `tokens=True` too, and has `token_features: int`, D'.
     """
 
     takes: ClassVar[frozenset[str] | None] = None
@@ -190,6 +190,8 @@ class Site:
     """Fitted columns of the task's dataset."""
     widths: Mapping[str, int]
     """`out_features` of the models that the task uses."""
+    token_widths: Mapping[str, int]
+    """`token_features` of those that can give tokens."""
 
 
 class View(Protocol):

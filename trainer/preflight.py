@@ -146,6 +146,12 @@ def accelerators() -> Iterator[Fault]:
             )
         else:
             yield Fault("GPU", f"{finding}: this build of torch has no CUDA", "use the CUDA image: docker build --build-arg TORCH_INDEX= .")
+    else:
+        try:
+            torch.ones(1, device="cuda").add_(1).item()
+        except RuntimeError as error:
+            finding = f"torch sees it and can't compute on it: {(str(error).splitlines() or [''])[0]}"
+            yield Fault("GPU", finding, "use an image whose CUDA build fits the driver and the GPU: nvidia-smi says which they are")
     if not dist.is_nccl_available():
         yield Fault("NCCL", "this build of torch has none", "use the CUDA image: docker build --build-arg TORCH_INDEX= .")
 

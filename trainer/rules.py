@@ -293,7 +293,7 @@ def _met(draft: Draft, phase: Phase, path: Path) -> Iterator[Finding]:
     kind = phase.balancer.kind
     tasks = [task for task in (draft.tasks.get(t) for t in draft.phase_tasks(phase)) if task is not None]
     models = [task.model for task in tasks]
-    shared = {model for model in models if models.count(model) > 1}
+    shared = {model for model in models if model is not None and models.count(model) > 1}
     seen = {(task.data, task.model, tuple(task.inputs)) for task in tasks}
     if len(tasks) < 2:
         yield Finding(path, f"{kind} weighs the gradients of several tasks, and the phase has one", "write equal")
@@ -364,10 +364,11 @@ def nodes_may_be_lost(draft: Draft) -> Iterator[Finding]:
     path: Path = ("cluster", "min_nodes")
     if cluster.min_nodes > cluster.nodes:
         yield Finding(path, f"{cluster.min_nodes} is more than the {cluster.nodes} of cluster.nodes", f"write {cluster.nodes} or less")
-    elif cluster.elastic and train is not None and draft.sound(("train", "checkpoint")):
-        if train.checkpoint.every_steps is None and train.checkpoint.every_minutes is None:
-            finding = "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from"
-            yield Finding(path, finding, "set train.checkpoint.every_minutes")
+        return
+    saves = train is None or train.checkpoint.every_steps is not None or train.checkpoint.every_minutes is not None
+    if cluster.elastic and not saves and draft.sound(("train", "checkpoint")):
+        finding = "is less than cluster.nodes, and train.checkpoint saves nothing that the others could go on from"
+        yield Finding(path, finding, "set train.checkpoint.every_minutes")
 
 
 def queues_have_priorities(draft: Draft) -> Iterator[Finding]:

@@ -88,7 +88,7 @@ def test_memory_that_runs_out_is_named_with_the_rank(there, launcher):
 
 
 def test_what_the_user_can_put_right_is_not_tried_again(there, launcher):
-    """The store has lost the request: the preflight of each node says so, in seconds, and nothing is started a second time."""
+    """The data is not where the request says: a rank says so, and nothing is started a second time."""
     from trainer.stores import open_store
 
     request = there.request(launcher)

@@ -58,7 +58,11 @@ def test_time_in_a_queue_is_said_and_is_no_run_time(there, launcher, queue):
     name, let_go = queue
     request = there.request(launcher, queue=name, cpus_per_node=0.1)
     launched = there.launch(request)
-    (said, *_) = until("it says that it is queued", lambda: launched.events("job_queued"), 120)
+
+    def queued():
+        return [event for event in launched.events("job_state") if event["state"] == "queued"]
+
+    (said, *_) = until("it says that it is queued", queued, 120, launched)
     assert said["waiting_for"]
     assert said["run_seconds"] == 0
     assert there.job(request)["spec"]["suspend"] is True

@@ -20,6 +20,7 @@ A comment before a block changes that:
     <!-- test: run becomes check, WHY -->         bash in which `cotrain run` only checks
     <!-- test: make -n, WHY -->                   bash in which make only says what it would do
     <!-- test: s3, WHY -->                        s3.example.com is a server of the tests
+    <!-- test: kfp, WHY -->                       with a Kubeflow Pipelines server of the tests, and the root of the first run
     <!-- test: alert rules over the metrics above -->
     <!-- not run: WHY -->                         has the right syntax, no more; there are NOT_RUN of these
 """
@@ -42,6 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kfp_server
 import pytest
 import yaml
 from command import COMMAND, environment
@@ -92,11 +94,11 @@ def surroundings(folder: Path) -> dict[str, str]:
     return environment(folder, {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
 
 
-def terminal(folder: Path, script: str) -> str:
+def terminal(folder: Path, script: str, **more: str) -> str:
     """What a command puts on a terminal, without control sequences."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 200, 0, 0))
-    plain = surroundings(folder) | {"TERM": "xterm", "COLUMNS": "", "NO_COLOR": "1"}
+    plain = surroundings(folder) | {"TERM": "xterm", "COLUMNS": "", "NO_COLOR": "1"} | more
     ends: dict[str, Any] = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
     with subprocess.Popen(["bash", "-c", script], cwd=folder, env=plain, **ends):
         os.close(its)
@@ -142,10 +144,10 @@ def run_bash(block: Block, folder: Path, script: str, **more: str) -> None:
     assert ran.returncode == 0, f"{block.place}: exit code {ran.returncode}\n{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
 
 
-def run_console(block: Block, folder: Path, said: str | None) -> None:
+def run_console(block: Block, folder: Path, said: str | None, **more: str) -> None:
     for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
         command, _, wanted = part.partition("\n")
-        found = plain(terminal(folder, command) if said is None else said)
+        found = plain(terminal(folder, command, **more) if said is None else said)
         at = 0
         for line in plain(wanted):
             pattern = re.compile(".*".join(map(re.escape, line.split("..."))))
@@ -224,6 +226,10 @@ def do(block: Block, folder: Path, page: str, said: str, s3: Mapping[str, Any]) 
         run_bash(block, folder, block.text, MAKEFLAGS="n")
     elif say.startswith("test: s3, "):
         run_bash(block, folder, block.text.replace("https://s3.example.com", s3["endpoint"]), **s3["env"])
+    elif say.startswith("test: kfp, "):
+        with kfp_server.serving() as kfp:
+            place = {"KFP_ENDPOINT": kfp.url, "COTRAIN_ROOT": str(folder / "runs")}
+            run_console(block, folder, None, **place) if language == "console" else run_bash(block, folder, block.text, **place)
     elif language == "console":
         run_console(block, folder, said if say == "test: shared run" else None)
     else:

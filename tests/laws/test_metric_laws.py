@@ -178,5 +178,22 @@ def test_spearman_survives_more_ties_than_an_int32_can_sum():
 def test_a_metric_says_what_it_judges(kind):
     metric = METRICS[kind]
     assert metric.kind == kind
-    assert metric.targets <= {"category", "number"}
+    assert metric.targets <= {"category", "number", "pairs", "tokens", "boxes", "images"}
     assert metric.targets
+
+
+@pytest.mark.parametrize("way", ["left_to_right", "right_to_left"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_recall_is_what_scikit_learn_makes_of_the_similarities(way: str, k: int) -> None:
+    score = torch.nn.functional.normalize(torch.randn(60, 2, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    score[:, 1] = torch.nn.functional.normalize(score[:, 1] + score[:, 0], dim=-1)
+    alike = (score[:, 0] @ score[:, 1].T).numpy()
+    expected = reference.top_k_accuracy_score(np.arange(60), alike if way == "left_to_right" else alike.T, k=k)
+    metric, target = find("metric", f"recall_{way}")(k=k), torch.zeros(60, dtype=torch.int64)
+    assert 0 < expected < 1
+    assert metric.compute(score, target, 0) == pytest.approx(expected)
+    twice = torch.zeros(1, 60)
+    twice[0, :10] = 2
+    hits = torch.tensor([metric.compute(score, target, 0)])
+    assert float(metric.resampled(score, target, 0, torch.ones(1, 60))[0]) == pytest.approx(float(hits))
+    assert 0 <= float(metric.resampled(score, target, 0, twice)[0]) <= 1

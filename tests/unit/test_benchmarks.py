@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, loop, pipeline
+from benchmarks import balancer_page, common, loop, pipeline, results_balancers
 
 ROOT = Path(__file__).parents[2]
 RATIO = r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)"
@@ -90,3 +91,64 @@ def test_every_moment_of_a_run_counts_once() -> None:
 
 def test_spread_is_median_lowest_and_highest() -> None:
     assert common.spread([0.5, 3.0, 1.0]) == "1.00 (0.50 to 3.00)"
+
+
+def test_the_benchmark_of_balancers_prints_time_and_memory_beside_torchjd_and_saves_them(tmp_path: Path) -> None:
+    said = quick("balancers", "--trunks", "mlp", "--save", str(tmp_path / "cost.md"))
+    for name in (
+        "cotrain equal",
+        "cotrain upgrad, representation",
+        "cotrain upgrad, last_layer",
+        "TorchJD upgrad, mtl_backward",
+        "TorchJD upgrad, autogram",
+    ):
+        assert len(re.findall(rf"^\| {name} +\| {RATIO} +\|$", said, re.M)) == 2, "small heads and large ones"
+        (memory,) = re.findall(rf"^\| {name} +\| ([+-]\d+\.\d) +\| ([+-]\d+\.\d) +\|$", said, re.M)
+        grows = float(memory[1]) - float(memory[0])
+        assert grows > 10 if name == "TorchJD upgrad, mtl_backward" else abs(grows) < 1 or "TorchJD" in name
+    assert "cotrain upgrad, last_layer" in (tmp_path / "cost.md").read_text()
+
+
+def test_results_of_balancers_come_from_whole_runs_and_are_found_again(tmp_path: Path) -> None:
+    options = [
+        "--settings",
+        "eight",
+        "--methods",
+        "upgrad",
+        "--root",
+        str(tmp_path / "runs"),
+        "--save",
+        str(tmp_path / "docs" / "results" / "balancers.md"),
+    ]
+    said = quick("results_balancers", *options)
+    number = r"[+-]\d+\.\d\d"
+    for name in ("independent training", "`upgrad`", "`equal`, tuned", "`static`, tuned"):
+        (line,) = re.findall(rf"^\| {name} +\|(.*)\|[^|]*\|$", said, re.M)
+        assert len(re.findall(r"\b[01]\.\d{3}\b", line)) == len(results_balancers.settings()["eight"].tasks)
+        assert len(re.findall(rf"{number} \({number} to {number}\)", line)) == (3 if name == "`upgrad`" else 2)
+    drawn = (tmp_path / "docs" / "pictures" / "balancers.svg").read_text()
+    assert "var(--ink)" in drawn
+    assert "upgrad" in drawn
+    made = sorted((tmp_path / "runs" / "results" / "train").iterdir())
+    assert tables(quick("results_balancers", *options)) == tables(said)
+    assert sorted((tmp_path / "runs" / "results" / "train").iterdir()) == made
+
+
+def tables(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("|")]
+
+
+def test_an_improvement_is_bounded_and_its_other_way_round_is_its_negative() -> None:
+    seeds = [{"independent": ("", {"a": 0.0, "b": 0.8}), "equal": ("", {"a": 1e-12, "b": 0.4})}] * 2
+    judged = balancer_page.Judged("x", "X", ["a", "b"], seeds)
+    there, back = judged.improvement("equal", "independent"), judged.improvement("independent", "equal")
+    np.testing.assert_allclose(there, -back)
+    assert (np.abs(there) <= 100).all()
+    assert results_balancers.bounded("r2", -1e9) == pytest.approx(0, abs=1e-8)
+    assert [results_balancers.bounded("r2", r2) for r2 in (1.0, 0.0)] == [1.0, 0.5]
+    assert results_balancers.bounded("accuracy", float("nan")) == 0
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    mean, low, high = balancer_page.interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert (mean, low, high) == pytest.approx((3, 3 - 1.9633, 3 + 1.9633), abs=1e-3)

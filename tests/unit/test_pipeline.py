@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +87,6 @@ def test_no_step_installs_anything_and_all_run_in_one_image(compiled):
 
 
 def test_the_image_of_every_step_can_be_named(tmp_path):
-    import subprocess
-    import sys
-
     command = [
         sys.executable,
         "-c",
@@ -177,6 +176,20 @@ def test_a_cluster_trains_by_train_jobs_where_the_document_says_nothing(compiled
         "COTRAIN_IMAGE": compiled["deploymentSpec"]["executors"]["exec-train"]["container"]["image"],
         "COTRAIN_LAUNCHER": "trainjob",
     }
+
+
+def test_sigterm_reaches_the_python_of_every_step(compiled):
+    """The shell of a step is sh, which on Debian keeps the signal to itself."""
+    scripts = {tuple(executor["container"]["command"][:3]) for executor in compiled["deploymentSpec"]["executors"].values()}
+    ((shell, option, script),) = scripts
+    program = "import signal, sys, time\nsignal.signal(15, lambda *a: sys.exit(7))\nprint('up', flush=True)\ntime.sleep(60)\n"
+    command = [shell, option, script, program, "--executor_input", "{}", "--function_to_execute", "step"]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout
+        assert any(line == "up\n" for line in process.stdout)
+        process.terminate()
+        assert process.wait(20) == 7
 
 
 def test_why_a_run_failed_is_told_whatever_happened(compiled):

@@ -41,6 +41,26 @@ def test_the_verdict_is_what_a_person_would_say(name):
     assert cause.remedy in page and cause.traceback in page
 
 
+AS_JOB = ["complete", "exception-rank1", "oom-rank1", "image-pull", "unschedulable", "suspend-resume", "kueue-queued"]
+"""Recordings in which one Job lives from start to end."""
+
+
+@pytest.mark.parametrize("name", AS_JOB)
+def test_a_plain_job_is_understood_without_a_trainjob(name):
+    """The Job within each recording says the same alone, as a cluster without the Trainer would."""
+    found = recording(name)
+    situation = Situation("joint-node-0", "Job")
+    for t_s, event in found.events:
+        if event["object"]["kind"] in ("Job", "Pod", "Event"):
+            situation = tick(fold(situation, event, found.started_s + t_s), found.started_s + t_s)
+    state, verdict, reason, who, said, restarts = VERDICTS[name]
+    cause = cause_of(situation, found.logs)
+    assert (situation.state, cause.verdict, cause.reason, cause.who, situation.restarts) == (state, verdict, reason, who, restarts)
+    assert said.partition(",")[0] in cause.finding
+    if name == "kueue-queued":
+        assert situation.queue_s == pytest.approx(11.7, abs=0.5) and situation.run_s == pytest.approx(7, abs=0.5)
+
+
 EARLIER = {
     "exception-restarts": ["attempt 1: rank 1: ended with exit code 1", "attempt 2: rank 1: ended with exit code 1"],
     "evicted": ["attempt 1: rank 0: the cluster took its pod away (EvictionByEvictionAPI)"],

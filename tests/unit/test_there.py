@@ -138,6 +138,20 @@ def test_a_job_that_failed_makes_way_for_a_new_one(kube, launch, tmp_path):
     assert len(kube.created) == 1
 
 
+def test_a_job_that_ends_while_we_come_is_not_trained_again(kube, launch, tmp_path, monkeypatch):
+    """The result was not there when we looked first; when we come to its job, that has just ended."""
+    looked = there.faults
+
+    def meanwhile(*arguments):
+        existing(kube, tmp_path, status={"conditions": [{"type": "Complete", "status": "True"}]})
+        leave_result(tmp_path / "root", KEY)
+        return looked(*arguments)
+
+    monkeypatch.setattr(there, "faults", meanwhile)
+    assert launch().key == KEY
+    assert kube.created == [] and kube.deleted == []
+
+
 def test_nothing_is_created_while_pods_of_an_earlier_job_still_live(kube, launch, tmp_path):
     kube.controller = complete(kube, tmp_path)
     name = job_name(request(), str(tmp_path / "root"))
@@ -181,6 +195,39 @@ def test_a_server_that_is_down_throttles_or_cuts_is_waited_for(kube, launch, tmp
     assert launch().key == KEY
     assert all(fault.seen for fault in faults)
     assert len(kube.created) == 1
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_api_server_that_restarts_is_survived(forgotten, kube, launch, tmp_path):
+    """While it is down the job goes on; once it is back, it may not remember what was said before."""
+
+    def play(job):
+        _until(lambda: any("/trainjobs?" in path and "watch=true" in path for _, path in kube.requests))
+        kube.down()
+        leave_result(tmp_path / "root", KEY)
+        kube.status("trainjobs", job["metadata"]["name"], conditions=[{"type": "Complete", "status": "True"}])
+        if forgotten:
+            kube.forget()
+        time.sleep(0.3)
+        kube.up(int(kube.address.rpartition(":")[2]))
+
+    kube.controller = play
+    assert launch().key == KEY
+    assert len(kube.created) == 1
+
+
+def test_a_job_goes_with_the_last_pod_that_launched_it(kube, launch, tmp_path):
+    """Owner references: the cluster collects what no launching pod is left of."""
+    job = existing(kube, tmp_path, "step-1")
+    for name in ("step-1", "step-2"):
+        launching_pod(kube, name)
+    kube.controller = None
+    threading.Thread(target=player(kube, "complete", tmp_path / "root", KEY), args=(job,), daemon=True).start()
+    launch("step-2")
+    kube.remove("pods", "step-1")
+    assert len(kube.of("trainjobs")) == 1
+    kube.remove("pods", "step-2")
+    assert kube.of("trainjobs") == []
 
 
 def test_a_watch_that_comes_too_late_lists_anew(kube, launch, tmp_path):
@@ -234,6 +281,30 @@ def test_it_leaves_what_another_launcher_that_lives_waits_for(phase, left, kube,
     assert bool(kube.of("trainjobs")) is left
     if left:
         assert [owner["name"] for owner in kube.of("trainjobs")[0]["metadata"]["ownerReferences"]] == ["other"]
+
+
+def test_it_leaves_what_somebody_has_launched_by_hand(kube, launch, tmp_path, monkeypatch):
+    existing(kube, tmp_path)
+    launching_pod(kube, "step-1")
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch("step-1")
+    assert len(kube.of("trainjobs")) == 1 and kube.deleted == []
+
+
+def test_what_is_launched_by_hand_goes_with_a_ctrl_c(kube, launch, monkeypatch):
+    Asked(kube, monkeypatch)
+    with pytest.raises(Stopped):
+        launch()
+    assert kube.of("trainjobs") == []
+
+
+def test_a_job_that_can_not_be_watched_is_not_left_running(kube, launch):
+    """The right to watch is asked for beforehand; here it is taken away as soon as the job is there."""
+    kube.refuse = lambda resource, thing: kube.denied.add(("watch", "trainjobs"))
+    with pytest.raises(LaunchError, match="we may not watch the job"):
+        launch()
+    assert kube.of("trainjobs") == []
 
 
 def test_a_job_that_somebody_deletes_is_a_stop(kube, launch):

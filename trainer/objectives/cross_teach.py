@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.objectives.peers import all_rows
 from trainer.parts import Objective, View
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ class CrossTeach(Objective):
         """Rows whose target is missing; all where the task names none."""
         import torch
 
-        if target is not None:
-            return (columns[target] < 0).sum(dtype=torch.float32)
-        some = next(iter(columns.values()))
-        return torch.tensor(float(len(some)), device=some.device)
+        return all_rows(columns) if target is None else (columns[target] < 0).sum(dtype=torch.float32)
 
     def loss(self, view: View) -> Tensor:
         """Float32 whatever the precision of the logits."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.objectives.peers import all_rows
 from trainer.parts import Objective, View
 
 if TYPE_CHECKING:
@@ -40,10 +41,7 @@ class Distill(Objective):
 
     def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
         """All rows."""
-        import torch
-
-        some = next(iter(columns.values()))
-        return torch.tensor(float(len(some)), device=some.device)
+        return all_rows(columns)
 
     def loss(self, view: View) -> Tensor:
         """Float32 whatever the precision of the logits."""

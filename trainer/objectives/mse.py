@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from trainer.objectives.numbers import paired, present
 from trainer.parts import Objective
 
 if TYPE_CHECKING:
@@ -25,17 +26,13 @@ class MeanSquaredError(Objective):
 
     def count(self, target: Tensor) -> Tensor:
         """Rows with a number."""
-        import torch
-
-        return (~target.isnan()).sum(dtype=torch.float32)
+        return present(target)
 
     def total(self, output_BK: Tensor, target: Tensor) -> Tensor:
         """Sum of squared differences, float32."""
         import torch
 
-        output = output_BK[:, 0].float()
-        # where there is no target the output stands in for it: no loss, and a gradient of exactly 0
-        return torch.nn.functional.mse_loss(output, torch.where(target.isnan(), output.detach(), target), reduction="sum")
+        return torch.nn.functional.mse_loss(*paired(output_BK, target), reduction="sum")
 
     def predict(self, output_BK: Tensor) -> Tensor:
         """Standardised values `[B]`."""
