@@ -57,9 +57,11 @@ def gan(loss: str = "hinge", zero: int = 0, spectral: bool = True, **penalty: fl
 
 CASES = {
     **{f"hinge-{stage}": gan(zero=stage) for stage in range(4)},
-    **{f"wasserstein-{stage}": gan("wasserstein", stage, spectral=False, gradient_penalty=10.0) for stage in range(3)},
-    **{f"non_saturating-{stage}": gan("non_saturating", stage, r1=0.3) for stage in (0, 2)},
+    **{f"wasserstein-{stage}": gan("wasserstein", stage, spectral=False, gradient_penalty=10.0) for stage in (0, 2)},
+    **{f"non_saturating-{stage}": gan("non_saturating", stage, r1=0.3) for stage in (0, 1)},
 }
+ALONE = ["hinge-0", "wasserstein-0", "non_saturating-0"]
+SHARED = ["hinge-0", *(label for label in CASES if label not in ALONE)]
 
 
 class Games:
@@ -68,8 +70,8 @@ class Games:
         self.requests = {label: ask(spec, root / "asked") for label, spec in CASES.items()}
         for where in ("one", "two"):
             copy_data(root / "asked", root / where)
-        on_ranks(2, [self.job(label, "two") for label in CASES], root / "ranks")
-        for label in ("hinge-0", "wasserstein-0", "non_saturating-0"):
+        on_ranks(2, [self.job(label, "two") for label in SHARED], root / "ranks")
+        for label in ALONE:
             train_job(self.job(label, "one"), ONE)
 
     def job(self, label: str, where: str) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Games]:
     yield Games(tmp_path_factory.mktemp("games"))
 
 
-@pytest.mark.parametrize("label", list(CASES))
+@pytest.mark.parametrize("label", SHARED)
 def test_two_ranks_play_the_game_that_one_process_does(games: Games, label: str) -> None:
     one, two = games.trained(f"{label.rpartition('-')[0]}-0", "one"), games.trained(label, "two")
     assert_close(two.params, one.params, atol=2e-5)
@@ -105,7 +107,8 @@ def alternating(games: Games, label: str) -> dict[str, Tensor]:
     maker, critic = module.model("maker"), module.model("critic")
     average = {name: p.detach().double() for name, p in maker.named_parameters()}
     order = Order(len(image), 0, "digits")
-    lr, loss = 0.05, label.rpartition("-")[0]
+    loss = label.rpartition("-")[0]
+    optimizers = {side: torch.optim.SGD(side.parameters(), lr=0.05, momentum=0.9) for side in (maker, critic)}
 
     def made(phase: str, step: int, rows: np.ndarray) -> Tensor:
         of_rows = torch.arange(BATCH) + (seed_of(0, phase, "noise", step) >> 1)
@@ -115,7 +118,8 @@ def alternating(games: Games, label: str) -> dict[str, Tensor]:
     def update(side: torch.nn.Module, total: Tensor) -> None:
         params = list(side.parameters())
         for p, gradient in zip(params, torch.autograd.grad(total / BATCH, params), strict=True):
-            p.data -= lr * gradient
+            p.grad = gradient
+        optimizers[side].step()
 
     def slope(x: Tensor, label: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
