@@ -62,9 +62,11 @@ def interval(values_S: np.ndarray) -> tuple[float, float, float]:
 
 def page(judged: Judged) -> str:
     """A table of one setting, and how many methods beat tuned scalarisation."""
-    head = ["method", *judged.tasks, *(f"over {NAMES[baseline]}, %" for baseline in BASELINES), "chosen, most often"]
+    head = ["method", *judged.tasks, *(f"over {NAMES[baseline]}, %" for baseline in BASELINES), "learning rate chosen most often"]
     lines = [_line(judged, method) for method in ("independent", *judged.methods)]
-    return "\n\n".join([f"### {judged.title}", f"{len(judged.seeds)} seeds.", table(head, lines), *_sums(judged)])
+    return "\n\n".join(
+        [f"### {judged.title}", f"{len(judged.seeds)} seeds; mean score of each task on the test rows.", table(head, lines), *_sums(judged)]
+    )
 
 
 def _line(judged: Judged, method: str) -> list[str]:
@@ -89,7 +91,7 @@ def _sums(judged: Judged) -> list[str]:
         better = [m for m, (_, low, _) in zip(others, spans, strict=True) if low > 0]
         worse = [m for m, (_, _, high) in zip(others, spans, strict=True) if high < 0]
         listed = lambda names: f"{len(names)}" + (f" ({', '.join(f'`{n}`' for n in names)})" if names else "")  # noqa: E731
-        said.append(f"Of {len(others)} methods better than {NAMES[baseline]}: {listed(better)}; worse: {listed(worse)}.")
+        said.append(f"Better than {NAMES[baseline]}, of {len(others)} methods: {listed(better)}. Worse: {listed(worse)}.")
     return ["\n".join(f"- {line}" for line in said)]
 
 

@@ -148,7 +148,9 @@ def _of_end(situation: Situation, end: Ended, logs: Mapping[str, str]) -> Cause:
         return replace(cause, reason="Stopped", finding=word["message"], remedy="run it again: it goes on from its last saved state")
     if word:
         faults = tuple(Fault(**fault) for fault in word.get("faults") or ())
-        trace = word.get("traceback") or (found.text if found else "")
+        trace = word.get("traceback") or ""
+        if found and word["message"] and found.error.endswith(word["message"].splitlines()[-1]):
+            trace = found.text  # the word may have room for its end only
         remedy = faults[0].remedy if faults else "see the traceback; the whole log is in the log of this step"
         return replace(cause, reason=word["type"], finding=word["message"], remedy=remedy, traceback=trace, faults=faults)
     if end.preparing:

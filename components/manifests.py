@@ -82,6 +82,7 @@ def trainjob(request: Mapping[str, Any], target: Target) -> Json:
     template = pod_template(request, target, labels_of(request, target))
     pod, node, preflight = template["spec"], template["spec"]["containers"][0], template["spec"]["initContainers"][0]
     patch = {name: pod[name] for name in _PATCHABLE if name in pod}
+    _mounted_once(pod["volumes"], node["volumeMounts"])
     patch["containers"] = [{"name": NODE, "volumeMounts": node["volumeMounts"]}]
     patch["initContainers"] = [{"name": PREFLIGHT, "env": preflight["env"], "volumeMounts": preflight["volumeMounts"]}]
     jobs = [{"name": REPLICATED_JOB, "template": {"spec": {"template": {"metadata": template["metadata"], "spec": patch}}}}]
@@ -108,6 +109,16 @@ def trainjob(request: Mapping[str, Any], target: Target) -> Json:
             },
         },
     )
+
+
+def _mounted_once(volumes: list[Json], mounts: list[Json]) -> None:
+    """A TrainJob takes each volume, and a mount of each, once; a Job would take several mounts."""
+    for what, entries in (("volumes", volumes), ("volumeMounts", mounts)):
+        names = [entry.get("name") for entry in entries]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            finding = f"{what} have '{twice[0]}' twice, and Kubeflow Trainer takes each name once"
+            raise LaunchError.at("COTRAIN_POD", finding, "give the second one a name of its own")
 
 
 def service(request: Mapping[str, Any], target: Target) -> Json:

@@ -74,8 +74,8 @@ def environment(request: Mapping[str, Any], target: Target) -> list[Json]:
     if target.store_secret:
         names = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
         listed += [_from_secret(name, target.store_secret, optional) for name, optional in names.items()]
-    own = {entry["name"] for entry in target.env}
-    return [entry for entry in listed if entry["name"] not in own] + [dict(entry) for entry in target.env]
+    # each name once, as a server wants it: what is said last counts
+    return list({entry["name"]: dict(entry) for entry in (*listed, *target.env)}.values())
 
 
 def _from_secret(name: str, secret: str, optional: bool) -> Json:

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
 
 SCHEMAS = Path(__file__).parent / "schemas" / "kubernetes.json"
 
@@ -34,6 +35,16 @@ def _close(node: Any) -> None:
             _close(value)
 
 
+def _once(validator: Any, keys: list[str], items: Any, schema: Any) -> Iterator[ValidationError]:
+    """Lists that are maps have each key once: a server refuses the second."""
+    seen = [tuple(item.get(key) for key in keys) for item in items] if isinstance(items, list) else []
+    for key in {key for key in seen if seen.count(key) > 1}:
+        yield ValidationError(f"{key} is there twice")
+
+
+_Validator = extend(Draft202012Validator, {"x-kubernetes-list-map-keys": _once})
+
+
 def knows(thing: dict[str, Any]) -> bool:
     """Whether there is a schema of this kind."""
     return f"{thing['apiVersion']}/{thing['kind']}" in schemas()["kinds"]
@@ -43,6 +54,6 @@ def faults(thing: dict[str, Any]) -> Iterator[str]:
     """What a server would say against an object."""
     document = schemas()
     kind = f"{thing['apiVersion']}/{thing['kind']}"
-    validator = Draft202012Validator({**document["kinds"][kind], "$defs": document["$defs"]})
+    validator = _Validator({**document["kinds"][kind], "$defs": document["$defs"]})
     for error in validator.iter_errors(thing):
         yield f"{thing['kind']} {'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"

@@ -54,8 +54,8 @@ class Engine(Protocol):
     def call(self, tasks: Sequence[str], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed losses and head outputs without a graph, in evaluation mode. Collective under ZeRO-3."""
 
-    def export(self, optimizer: bool = True) -> Exported:
-        """Everything that training goes on from. Collective; every rank gets the same tensors."""
+    def export(self, optimizer: bool = True, keep: bool = True) -> Exported:
+        """Everything that training goes on from. Collective; every rank gets the same tensors, if it is to `keep` them."""
 
     def restore(self, state: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over exported optimiser state and values; parameters come in through the module. Collective."""
@@ -152,7 +152,7 @@ class _TorchEngine:
     def call(self, tasks: Sequence[str], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
         return _evaluate(self.module, lambda: self.module(tasks, batches, outputs=True))
 
-    def export(self, optimizer: bool = True) -> Exported:
+    def export(self, optimizer: bool = True, keep: bool = True) -> Exported:
         params = {name: p.detach().float().cpu().clone() for name, p in self.module.named_parameters()}
         state: dict[str, Tensor] = {}
         values: dict[str, Any] = {}
@@ -247,18 +247,18 @@ class _DeepSpeedEngine:
     def call(self, tasks: Sequence[str], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
         return _evaluate(self._engine, lambda: self._engine(tasks, batches, outputs=True))
 
-    def export(self, optimizer: bool = True) -> Exported:
+    def export(self, optimizer: bool = True, keep: bool = True) -> Exported:
         # DeepSpeed gathers nothing of a parameter that requires no gradient, as outside the turn of its phase
         asleep = [p for p in self._named.values() if not p.requires_grad]
         for p in asleep:
             p.requires_grad_(True)
         try:
-            return self._export(optimizer)
+            return self._export(optimizer, keep)
         finally:
             for p in asleep:
                 p.requires_grad_(False)
 
-    def _export(self, optimizer: bool) -> Exported:
+    def _export(self, optimizer: bool, keep: bool) -> Exported:
         from deepspeed.utils import safe_get_full_optimizer_state
         from deepspeed.utils.tensor_fragment import safe_get_full_fp32_param
 
@@ -266,7 +266,8 @@ class _DeepSpeedEngine:
         state: dict[str, Tensor] = {}
         for name, p in self._named.items():
             full = p if self._stage == 0 else safe_get_full_fp32_param(p)
-            params[name] = full.detach().float().cpu().reshape(self._shapes[name]).clone()
+            if keep:  # a rank that only helps to gather holds one tensor at a time
+                params[name] = full.detach().float().cpu().reshape(self._shapes[name]).clone()
         values: dict[str, Any] = {}
         steps = [float(entry["step"]) for entry in self._inner().state.values() if "step" in entry]
         if steps:
@@ -275,7 +276,7 @@ class _DeepSpeedEngine:
             for name, p in self._named.items():
                 for s in self._names:
                     full = self._inner().state[p].get(s) if self._stage == 0 else safe_get_full_optimizer_state(p, s)
-                    if full is not None:
+                    if full is not None and keep:
                         state[f"{s}/{name}"] = full.detach().float().cpu().reshape(self._shapes[name]).clone()
         if self._config.get("fp16", {}).get("enabled"):
             scaler = self._optimizer.loss_scaler

@@ -140,3 +140,36 @@ class Pairing(nn.Module):
     def bias(self, temperature: float) -> Tensor:
         """What is added to the logits of single pairs: at first nearly all are told apart, as in SigLIP."""
         return self.offset.float() - 10.0
+
+
+class Decoder(nn.Module):
+    """A causal transformer over the tokens of a text that attends to the tokens of another modality."""
+
+    def __init__(self, features: int, vocab: int, longest: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.longest, self.start = longest, vocab
+        self.into = nn.Linear(features, width)
+        self.token = nn.Embedding(vocab + 1, width)  # the last begins a text
+        self.position = nn.Embedding(longest + 1, width)
+        layer = nn.TransformerDecoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        self.out = nn.Linear(width, vocab)
+
+    def forward(self, memory_BMD: Tensor, text_BL: Tensor) -> Tensor:
+        """Logits `[B, L + 1, V]` of each token of a text and of what comes after the last, given those before."""
+        before_BL = nn.functional.pad(text_BL, (1, 0), value=self.start)
+        place_L = torch.arange(before_BL.shape[1], device=before_BL.device)
+        x_BLD = self.token(before_BL) + self.position(place_L)
+        hidden_LL = torch.ones(len(place_L), len(place_L), dtype=torch.bool, device=place_L.device).triu(1)
+        return self.out(self.layers(x_BLD, self.into(memory_BMD), tgt_mask=hidden_LL))
+
+    def write(self, memory_BMD: Tensor) -> Tensor:
+        """`[B, longest]`: the most probable token after those written, until the end; padded with 0."""
+        text_BL = torch.zeros(len(memory_BMD), 0, dtype=torch.int64, device=memory_BMD.device)
+        done_B = torch.zeros(len(memory_BMD), dtype=torch.bool, device=memory_BMD.device)
+        # as many passes on every rank, however early its texts end: sharded parameters are gathered in step
+        for _ in range(self.longest):
+            token_B = self(memory_BMD, text_BL)[:, -1].argmax(-1).masked_fill(done_B, 0)
+            done_B = done_B | (token_B == 0)
+            text_BL = torch.cat([text_BL, token_B[:, None]], 1)
+        return text_BL

@@ -242,7 +242,7 @@ def blank(column: Mapping[str, Any], device: torch.device | str) -> Tensor:
 
 
 def known(truth: Tensor) -> Tensor:
-    """`[B]` bool: rows whose truth is there: no whole number below 0, no row of nothing but NaN."""
+    """`[B]` bool: rows whose truth is there: not of nothing but whole numbers below 0, or NaN."""
     there = truth.isfinite() if truth.is_floating_point() else truth >= 0
     return there if truth.dim() == 1 else there.flatten(1).any(1)
 

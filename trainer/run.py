@@ -504,7 +504,7 @@ class Run:
         kept: dict[str, Any] = {}
         engines: list[dict[str, Any]] = []
         for stage in _one_each(stages):
-            found = stage.engine.export()
+            found = stage.engine.export(keep=self.world.first)
             params |= found[0] | _copies(_buffers(stage.module))
             optimizer |= found[1]
             engines.append(found[2])

@@ -179,13 +179,11 @@ def step_seconds(shape: Shape, train: Train, machines: Machines, device: str, ro
 
 @dataclass(frozen=True)
 class Saving:
-    """A checkpoint: whole float32 tensors, gathered on every rank and written by the first (decision 001)."""
+    """A checkpoint: whole float32 tensors, gathered tensor by tensor, kept and written by the first rank (decision 001)."""
 
     size_bytes: float
     gather_s: float
     write_s: float
-    host_bytes_per_node: float
-    """Each rank holds the whole of it for a moment."""
 
     @property
     def cost_s(self) -> float:
@@ -198,7 +196,7 @@ def saving(shape: Shape, machines: Machines) -> Saving:
     size = 4.0 * shape.parameters * (1 + shape.optimizer_states)
     share = (machines.ranks - 1) / machines.ranks
     write_s = machines.store_wait_s + size / (machines.store_write_gb_s * GB)
-    return Saving(size, share * size / (machines.network_gb_s * GB), write_s, size * machines.ranks_per_node)
+    return Saving(size, share * size / (machines.network_gb_s * GB), write_s)
 
 
 def restart_s(shape: Shape, machines: Machines, replaced: bool = True) -> float:

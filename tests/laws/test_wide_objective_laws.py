@@ -30,9 +30,10 @@ WIDE: dict[str, dict[str, Any]] = {
     "ensemble": {"objective": {"members": ["one", "two"], "learn": True}, "target": "label"},
     "info_nce": {"objective": {"left": {"model": "vision", "input": "image"}, "right": {"model": "language", "input": "text"}}},
     "fused": {"objective": {"encoders": {"image": "vision", "text": "language"}, "how": "cross_attention", "width": 8, "heads": 2}, "target": "label"},
+    "caption": {"objective": {"model": "vision", "input": "image", "width": 8, "heads": 2, "layers": 1}, "target": "text"},
 }  # fmt: skip
 """Of each kind, a task that uses it. One that is not here is held to its laws by a test of its own."""
-ROW_BY_ROW = ["mutual_kl", "cross_teach", "distill", "ensemble", "fused"]
+ROW_BY_ROW = ["mutual_kl", "cross_teach", "distill", "ensemble", "fused", "caption"]
 
 
 def test_every_wide_objective_is_under_some_law() -> None:
@@ -56,7 +57,7 @@ def made(kind: str) -> tuple[JointSpec, Joint]:
 def rows(seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(1, 20, (ROWS, 6), generator=generator)
-    text[:, 4:] *= torch.randint(2, (ROWS, 2), generator=generator)
+    text *= torch.arange(6) < torch.randint(4, 7, (ROWS, 1), generator=generator)  # padded at the end
     label = torch.randint(3, (ROWS,), generator=generator)
     label[::3] = -1
     image = torch.randn(ROWS, 1, 8, 8, generator=generator)
@@ -185,3 +186,38 @@ def test_what_is_missing_changes_nothing_whatever_stands_in_its_place(how: str) 
     neither = joint.outputs(["wide"], {**columns, "image": nothing, "text": torch.zeros_like(columns["text"])})["wide"]
     assert neither.isfinite().all()
     torch.testing.assert_close(neither, neither[:1].expand_as(neither))
+
+
+def test_a_caption_is_judged_token_by_token_and_no_token_sees_those_after_it() -> None:
+    _, joint = made("caption")
+    columns = rows()
+    joint.eval()
+    text, memory = columns["text"], joint.model("vision")(columns["image"], tokens=True)
+    logits = joint.head("wide")(memory, text)
+    expected = torch.zeros(())
+    for row, said in zip(logits, text.tolist(), strict=True):
+        tokens = [token for token in said if token]
+        for place, token in enumerate([*tokens, 0]):
+            expected = expected - row[place].log_softmax(-1)[token]
+    torch.testing.assert_close(loss(joint, columns), expected, rtol=1e-4, atol=1e-4)
+    later = text.clone()
+    later[:, 3:] = 7
+    torch.testing.assert_close(joint.head("wide")(memory, later)[:, :4], logits[:, :4])
+    score, truth = joint.judged("wide", columns)
+    assert score.shape == truth.shape == (ROWS, 6)
+    written = joint.head("wide").write(memory)
+    first_end = [row.index(0) if 0 in row else 6 for row in written.tolist()]
+    assert all(not any(row[end:]) for row, end in zip(written.tolist(), first_end, strict=True))
+
+
+def test_a_caption_learns_to_say_what_is_shown() -> None:
+    _, joint = made("caption")
+    columns = rows()
+    optimizer = torch.optim.Adam(joint.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(joint, columns).backward()
+        optimizer.step()
+    score, truth = joint.eval().judged("wide", columns)
+    assert find("metric", "exact_match")().compute(score, truth, 0) == 1.0
+    assert find("metric", "token_accuracy")().compute(score, truth, 0) == 1.0

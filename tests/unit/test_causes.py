@@ -68,6 +68,15 @@ def test_the_word_that_a_rank_left_says_which_rank_of_a_node_it_was():
     assert cause.traceback == "Traceback\nKeyError: 'digit'"
 
 
+def test_a_word_that_was_cut_is_made_whole_from_the_log():
+    whole = "Traceback (most recent call last):\n  File \"deep.py\", line 1, in f\nKeyError: 'digit'"
+    log = "\n".join(f"[rank5]: {line}" for line in whole.splitlines())
+    cause = cause_of(
+        situation(job(each=8), pod(0, message=word("rank-5", "KeyError", "'digit'", traceback="...KeyError: 'digit'"))), {"j-0": log}
+    )
+    assert (cause.traceback, cause.who) == (whole, "rank 5")
+
+
 def test_a_fault_of_the_user_stays_one():
     fault = {"place": "data.x", "finding": "has no rows", "remedy": "add some"}
     found = situation(job(), pod(1, exit_code=2, message=word(kind="DataError", faults=[fault], traceback="", exit_code=2)))

@@ -184,6 +184,20 @@ def test_the_store_that_the_launcher_uses_is_passed_on():
     assert target.env == ({"name": "AWS_ENDPOINT_URL_S3", "value": "http://store:9000"},)
 
 
+@pytest.mark.parametrize("launcher", ["trainjob", "job"])
+def test_every_variable_is_there_once_and_the_platform_has_the_last_word(launcher):
+    environ = {
+        "AWS_ENDPOINT_URL_S3": "http://localhost:9000",
+        "COTRAIN_IMAGE": "i",
+        "COTRAIN_POD": "{env: [{name: HOME, value: /h}, {name: AWS_ENDPOINT_URL_S3, value: x}]}",
+    }
+    thing = render(training_job.request(), Target.from_environment("s3://b", environ), launcher)[-1]
+    env = thing["spec"]["trainer"]["env"] if launcher == "trainjob" else pod_of(thing)["containers"][0]["env"]
+    values = {entry["name"]: entry.get("value") for entry in env}
+    assert len(values) == len(env)
+    assert (values["HOME"], values["AWS_ENDPOINT_URL_S3"]) == ("/h", "x")
+
+
 def test_the_environment_says_where():
     environ = {
         "COTRAIN_NAMESPACE": "team",
@@ -226,6 +240,17 @@ def test_a_bad_setting_is_a_fault_with_its_remedy(environ, said):
 def test_what_no_server_would_take_is_refused_before_it_is_sent(changed, said):
     with pytest.raises(LaunchError, match=said):
         render(training_job.request(), TARGET.with_(**changed), "job")
+
+
+def test_a_volume_that_is_mounted_twice_is_refused_as_the_trainer_would():
+    mounts = ({"name": "data", "mountPath": "/a"}, {"name": "data", "mountPath": "/b"})
+    target = TARGET.with_(volumes=({"name": "data", "emptyDir": {}},), volume_mounts=mounts)
+    with pytest.raises(LaunchError, match="'data' twice"):
+        render(training_job.request(), target, "trainjob")
+    assert [list(kubernetes_schemas.faults(thing)) for thing in render(training_job.request(), target, "job")] == [[], []]
+    (thing,) = render(training_job.request(), TARGET, "trainjob")
+    thing["spec"]["trainer"]["env"] *= 2
+    assert list(kubernetes_schemas.faults(thing)), "a server refuses a variable that is there twice"
 
 
 def test_gpus_are_asked_for_and_the_preflight_sees_one():
