@@ -53,7 +53,7 @@ def sides_agree(draft: Draft) -> Iterator[Finding]:
         for field, said in {"maker": "maker", "condition": "condition", "loss_kind": "loss"}.items():
             mine, theirs = getattr(game, field), getattr(spot, field)
             if mine != theirs:
-                yield Finding((*path, said), f"is {shown(mine)}, and task '{other}' plays against {shown(theirs)}", "write the same in both")
+                yield Finding((*path, said), f"is {mine!r}, and task '{other}' plays against {theirs!r}", "write the same in both")
 
 
 def sides_learn_apart(draft: Draft) -> Iterator[Finding]:
