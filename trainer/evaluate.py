@@ -301,7 +301,12 @@ def _in_source_units(values: Tensor, column: Any, fitted: Mapping[str, Any]) -> 
 
 
 def _champion_scores(
-    task: str, spec: JointSpec, model: Champion, labels: Sequence[str], data: Path, manifest: Mapping[str, Any],
+    task: str,
+    spec: JointSpec,
+    model: Champion,
+    labels: Sequence[str],
+    data: Path,
+    manifest: Mapping[str, Any],
     fitted: Mapping[str, Any],
 ) -> tuple[np.ndarray | None, str, str | None]:
     """Scores of the promoted model on all test rows in our order of classes, or None; a status; what to know about them."""
@@ -322,9 +327,10 @@ def _champion_scores(
     if len(found) != manifest["rows"]["test"]:
         raise CotrainError(f"{task}: the champion gave {len(found)} predictions for {manifest['rows']['test']} test rows")
     if kind == "images":
-        found, why = _renormalised(found, model.fitted[theirs.data][theirs.target], fitted[ours.target])  # type: ignore[index]
-        if found is None:
-            return None, "unfit", why
+        there, here = model.fitted[theirs.data][theirs.target], fitted[ours.target]  # type: ignore[index]
+        if list(there["shape"]) != list(here["shape"]):
+            return None, "unfit", f"the champion makes images of shape {there['shape']}, not {here['shape']}"
+        found = _renormalised(found, there, here)
     if kind == "category":
         places = {_written(label): k for k, label in enumerate(model.fitted[theirs.data][theirs.target]["classes"])}  # type: ignore[index]
         # a class that the champion never saw gets no probability from it
@@ -335,12 +341,10 @@ def _champion_scores(
     return found, "scored", None
 
 
-def _renormalised(found: np.ndarray, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[np.ndarray | None, str | None]:
-    """Images as they are with our mean and deviation; None and why not, where they have another shape."""
-    if list(theirs["shape"]) != list(ours["shape"]):
-        return None, f"the champion makes images of shape {theirs['shape']}, not {ours['shape']}"
+def _renormalised(found: np.ndarray, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> np.ndarray:
+    """Images as they are with our mean and deviation."""
     mean, std, our_mean, our_std = (np.array(x[name], np.float32)[:, None, None] for x in (theirs, ours) for name in ("mean", "std"))
-    return (found * std + mean - our_mean) / our_std, None
+    return (found * std + mean - our_mean) / our_std
 
 
 def _raw_rows(data: Path, manifest: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:

@@ -138,7 +138,7 @@ class Critic(nn.Module):
         self.out_features = 1
 
     def forward(self, x_BCHW: Tensor, *categories: Tensor) -> Tensor:
-        dtype = self.score.bias.dtype  # looking at a weight would take a step of its spectral norm
+        dtype = next(self.parameters()).dtype  # looking at a weight would take a step of its spectral norm
         seen_BD = self.pool(self.blocks(x_BCHW.to(dtype))).flatten(1)
         score_B1 = self.score(seen_BD)
         if self.flatten is None or self.fit is None:

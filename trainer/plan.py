@@ -132,7 +132,8 @@ def _in_turn(spec: JointSpec, task: str, before: Sequence[str], rows: Mapping[st
     document = spec.to_json()
     chosen = [name for name in spec.tasks if name in {*before, *spec.reads(task)}]
     models = {model for name in chosen for model in spec.models_of(name)}
-    phases, last = {}, {}
+    phases: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     for name in spec.phases:
         tasks = [other for other in spec.phase_tasks(name) if other in chosen]
         if not tasks:

@@ -244,7 +244,7 @@ class Predictor:
         return seeds
 
     def _scores(self, data: str, tasks: Sequence[str], arrays: Mapping[str, Sequence[pa.Array]], rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Probabilities `[B, K]` or values `[B]` in the units of the source, float32, by task. `rows` are numbers that noise is made from."""
+        """Probabilities `[B, K]` or values `[B]` in the units of the source, float32, by task. Noise is made from `rows`."""
         import torch
 
         columns, fitted = self.spec.data[data].columns, self.fitted[data]

@@ -27,7 +27,8 @@ _HERE = Path(__file__).parent
 _SHARED_CODE = ("parts.py", "spec.py", "results.py", "columns", "shards.py")
 _CODE = {
     "data": (*_SHARED_CODE, "prepare.py", "rowhash.py", "duplicates.py", "datasets"),
-    "train": (*_SHARED_CODE, "nets.py", "adversarial.py", "noise.py", "mixing.py", "models", "objectives", "syncs", "optimizers", "balancers", "mixers",
+    "train": (*_SHARED_CODE, "nets.py", "adversarial.py", "noise.py", "mixing.py", "models", "objectives", "syncs",
+              "optimizers", "balancers", "mixers",
               "order.py", "feed.py", "points.py", "balance.py", "joint.py", "view.py", "engine.py",
               "step.py", "run.py", "plan.py", "checkpoint.py"),
     "score": (*_SHARED_CODE, "nets.py", "adversarial.py", "noise.py", "manifold.py", "pictures.py", "models", "objectives", "joint.py",

@@ -173,7 +173,7 @@ def test_a_row_is_a_class_and_a_seed_and_its_image_is_in_the_units_of_the_source
         predictor, {"digit": 3}, {"digit": 3}, {"digit": 3, "seed": 7}, {"digit": 4, "seed": 7}, {"digit": 3, "seed": 7}
     )
     assert first.shape == (1, 8, 8)
-    assert 0 <= first.min() and first.max() <= 16
+    assert first.min() >= 0 and first.max() <= 16
     np.testing.assert_array_equal(seeded, again)
     for a, b in ((first, second), (first, seeded), (seeded, other)):
         assert np.abs(a - b).max() > 1e-3
@@ -183,7 +183,7 @@ def test_a_row_is_a_class_and_a_seed_and_its_image_is_in_the_units_of_the_source
 
 @pytest.mark.parametrize("seed", ["seven", -1, 1.5, True])
 def test_what_is_no_seed_is_refused_by_its_row(trained: Trained, seed: Any) -> None:
-    with pytest.raises(DataError, match="row 1.seed: .* is no seed"):
+    with pytest.raises(DataError, match=r"row 1\.seed: .* is no seed"):
         load(str(trained.folders[0])).predict([{"digit": 3}, {"digit": 3, "seed": seed}], ["fool"])
 
 

@@ -1,7 +1,7 @@
 """Convolutional critic: an image, and what it is said to show, to one number.
 
-Sources: spectral normalisation: Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018; the condition enters by
-projection: Miyato & Koyama, cGANs with Projection Discriminator, ICLR 2018.
+Sources: spectral normalisation: Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018; the condition
+enters by projection: Miyato & Koyama, cGANs with Projection Discriminator, ICLR 2018.
 """
 
 from __future__ import annotations

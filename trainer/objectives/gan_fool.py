@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GanFool(Game):
-    """Make images that the critic takes for those of the target column. The generator alone learns; it predicts by making an image a row."""
+    """Make images that the critic takes for those of the target column. The generator alone learns; its predictions are images."""
 
     judges: ClassVar[str | None] = "images"
     metrics: ClassVar[tuple[str, ...]] = ("frechet", "manifold_precision", "manifold_recall")

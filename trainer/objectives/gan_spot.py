@@ -1,8 +1,9 @@
 """The critic's side of a generative adversarial network.
 
 Sources: Goodfellow et al., Generative Adversarial Nets, NeurIPS 2014; hinge: Lim & Ye, Geometric GAN, 2017, and Miyato et al., Spectral
-Normalization for GANs, ICLR 2018; wasserstein: Arjovsky et al., ICML 2017, its gradient penalty: Gulrajani et al., NeurIPS 2017; R1: Mescheder,
-Geiger & Nowozin, Which Training Methods for GANs do actually Converge?, ICML 2018.
+Normalization for GANs, ICLR 2018; wasserstein: Arjovsky et al., Wasserstein GAN, ICML 2017, and its gradient penalty Gulrajani et al.,
+Improved Training of Wasserstein GANs, NeurIPS 2017; R1: Mescheder, Geiger & Nowozin, Which Training Methods for GANs do actually
+Converge?, ICML 2018.
 """
 
 from __future__ import annotations
