@@ -225,9 +225,8 @@ def _fits(node: Json, asked: dict[str, Decimal], has: Callable[[Json, str], Deci
 
 
 def _autoscaled(cluster: Cluster) -> bool:
-    system = Cluster(cluster._api, "kube-system", 0)
     try:
-        return system.get("configmaps", "cluster-autoscaler-status") is not None
+        return cluster.elsewhere("kube-system").get("configmaps", "cluster-autoscaler-status") is not None
     except Refused:
         return False
 

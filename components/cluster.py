@@ -95,6 +95,10 @@ class Cluster:
         cluster._patience_s = patience_s
         return cluster
 
+    def elsewhere(self, namespace: str) -> Cluster:
+        """Another namespace of the same cluster."""
+        return Cluster(self._api, namespace, self._patience_s)
+
     def create(self, resource: str, manifest: Json) -> Json:
         """Create an object, refusing fields that the server does not know. Conflict is Refused with status 409."""
         return self._json("POST", self._path(resource), {"fieldValidation": "Strict"}, manifest)

@@ -23,13 +23,14 @@ class Duplicates:
     Args:
         folder: where buckets are kept until `report`; it must be empty.
         splits: names of the splits, by number.
+        buckets: files that rows are spilled into; one is in memory at a time.
     """
 
-    def __init__(self, folder: Path, splits: list[str]) -> None:
+    def __init__(self, folder: Path, splits: list[str], buckets: int = _BUCKETS) -> None:
         self._folder = folder
         self._splits = splits
         self._open = ExitStack()
-        self._files = [self._open.enter_context((folder / f"{bucket:03d}.rows").open("wb")) for bucket in range(_BUCKETS)]
+        self._files = [self._open.enter_context((folder / f"{bucket:03d}.rows").open("wb")) for bucket in range(buckets)]
 
     def __enter__(self) -> Duplicates:
         return self
@@ -41,9 +42,9 @@ class Duplicates:
         """Add rows: uint64 `[rows, 2]` digest of the inputs, uint64 digest of the labels, row number, number of the split."""
         entries = np.zeros(len(row), _ROW)
         entries["high"], entries["low"], entries["label"], entries["row"], entries["split"] = digest[:, 0], digest[:, 1], label, row, split
-        bucket = (digest[:, 0] % np.uint64(_BUCKETS)).astype(np.int64)
+        bucket = (digest[:, 0] % np.uint64(len(self._files))).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
-        entries, cuts = entries[order], np.searchsorted(bucket[order], np.arange(_BUCKETS + 1))
+        entries, cuts = entries[order], np.searchsorted(bucket[order], np.arange(len(self._files) + 1))
         for number in np.flatnonzero(np.diff(cuts)).tolist():
             self._files[number].write(entries[cuts[number] : cuts[number + 1]].tobytes())
 

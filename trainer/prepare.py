@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,9 @@ class _Wrong:
     shown: list[str] = field(default_factory=list)
 
 
+_PARTNER_BUCKETS = 64  # files are open for each modality at once
+
+
 class _FirstPass:
     """Checks, splits, spools and summarises."""
 
@@ -107,12 +111,19 @@ class _FirstPass:
         self.inputs = self.modalities.names or list(self._columns)
         (work / "digests").mkdir()
         self.duplicates = Duplicates(work / "digests", SPLITS)
+        self.partners: dict[str, Duplicates] = {}
+        """Of several modalities: which values of each stand beside which of the others."""
+        for name in self.modalities.names if len(self.modalities.names) > 1 else ():
+            (work / f"partners-{name}").mkdir()
+            self.partners[name] = Duplicates(work / f"partners-{name}", SPLITS, _PARTNER_BUCKETS)
 
     def run(self) -> None:
         """Read the source once. Raises DataError with all that is wrong."""
         wanted = list(dict.fromkeys([*self._sources, *self._key]))
         try:
-            with self.duplicates:
+            with ExitStack() as spilled:
+                for collected in (self.duplicates, *self.partners.values()):
+                    spilled.enter_context(collected)
                 for batch in self._dataset.batches(wanted):
                     self._require(batch, wanted)
                     for chunk in _chunks(_plain(batch)):
@@ -187,6 +198,11 @@ class _FirstPass:
         inputs = rowhash.digests([chunk[self._source[name]] for name in self.inputs])[there]
         label = rowhash.digests([chunk[name] for name in labels])[there, 0] if labels else np.zeros(len(there), np.uint64)
         self.duplicates.add(inputs, label, rows[there], split[there])
+        whole = np.flatnonzero(~np.logical_or.reduce([*missing.values()]))
+        for name, partners in self.partners.items():
+            others = [chunk[self._source[other]] for other in self.modalities.names if other != name]
+            own = rowhash.digests([chunk[self._source[name]]])[whole]
+            partners.add(own, rowhash.digests(others)[whole, 0], rows[whole], split[whole])
 
     def _check_sizes(self) -> None:
         rows = {name: spool.rows for name, spool in self.spools.items()}
@@ -240,6 +256,7 @@ def _second_pass(
         "columns": columns,
         "duplicates": {"columns": first.inputs, **first.duplicates.report()},
         "modalities": first.modalities.report(),
+        "pairs": {name: partners.report()["conflicts"] for name, partners in first.partners.items()} or None,
     }
     return {"digest": digest(fitted, content, rows), "rows": rows, "shards": shards}, report
 

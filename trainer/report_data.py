@@ -25,7 +25,12 @@ def dataset(name: str, entry: Mapping[str, Json], spec: Json) -> Json:
         "source": " ".join(str(said[key]) for key in ("kind", "uri", "path") if said.get(key)),
         "rows": sum(rows.values()),
         "splits": [{"name": split, "rows": n, "share": n / total, "width": f"{100 * n / total:.2f}"} for split, n in rows.items()],
-        "findings": [*_duplicates(report.get("duplicates") or {}), *_modalities(report.get("modalities")), *_unseen(columns)],
+        "findings": [
+            *_duplicates(report.get("duplicates") or {}),
+            *_modalities(report.get("modalities")),
+            *_pairs(report.get("pairs")),
+            *_unseen(columns),
+        ],
         "columns": [_column(column, found, fitted.get(column) or {}) for column, found in columns.items()],
         "balances": [balance for column, found in columns.items() if (balance := _balance(column, found.get("splits") or {}))],
     }
@@ -107,6 +112,15 @@ def _modalities(found: Json | None) -> list[Json]:
     if found.get("none"):
         told.append(_finding(False, f"{many(found['none'], 'row')} without any modality"))
     return told
+
+
+def _pairs(found: Json | None) -> list[Json]:
+    """Values of one modality that stand beside different ones of another: some may be mismatched."""
+    return [
+        _finding(False, f"{many(entry['groups'], f'value of {name}', f'values of {name}')} with different partners", entry.get("examples"))
+        for name, entry in (found or {}).items()
+        if entry["groups"]
+    ]
 
 
 def _unseen(columns: Mapping[str, Json]) -> list[Json]:

@@ -373,8 +373,9 @@ def nodes_may_be_lost(draft: Draft) -> Iterator[Finding]:
 
 def queues_have_priorities(draft: Draft) -> Iterator[Finding]:
     """A priority is one in a queue."""
-    if draft.cluster is not None and draft.cluster.priority is not None and draft.cluster.queue is None:
-        yield Finding(("cluster", "priority"), f"'{draft.cluster.priority}' is a priority in a queue, and there is none", "set cluster.queue")
+    cluster = draft.cluster
+    if cluster is not None and cluster.priority is not None and cluster.queue is None:
+        yield Finding(("cluster", "priority"), f"'{cluster.priority}' is a priority in a queue, and there is none", "set cluster.queue")
 
 
 def comparison_fits(draft: Draft) -> Iterator[Finding]:

@@ -259,6 +259,22 @@ def test_rows_that_lack_a_modality_are_reported(tmp_path):
     }
 
 
+def test_values_of_a_modality_with_several_partners_are_reported(tmp_path):
+    rows = [{"words": f"row {row}", "shape": [float(row), 1.0], "stars": row % 5} for row in range(300)]
+    rows[7]["words"] = "row 3"  # a text beside two shapes
+    rows[20] = dict(rows[19], stars=0)  # a pair that is there twice is no mismatch
+    rows[30]["words"] = None
+    rows[31]["shape"] = [30.0, 1.0]  # what lacks its partner is none either
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    columns = {"text": {"kind": "text", "source": "words", "vocab_size": 300}, "shape": {"kind": "vector", "size": 2}, "stars": "category"}
+    report = made(dataset(path, key=None, columns=columns), tmp_path / "runs")[0].json("report.json")
+    assert report["pairs"]["text"]["groups"] == 1 and report["pairs"]["text"]["rows"] == 2
+    assert [row for row, _ in report["pairs"]["text"]["examples"][0]] == [3, 7]
+    assert report["pairs"]["shape"] == {"groups": 0, "rows": 0, "examples": []}
+    assert report["duplicates"]["groups"] == 1 and report["modalities"]["missing"]["text"]["rows"] == 1
+
+
 def test_missing_values_and_balance_are_counted_per_split(tmp_path):
     rows = table(400).to_pylist()
     for row in rows[::4]:
