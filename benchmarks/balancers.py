@@ -190,7 +190,7 @@ def times(kind: str, big: bool, tasks: list[int], methods: list[str], rounds: in
     lines = [[name, *(spread(columns[t][name]) if name in columns[t] else "not tried" for t in tasks)] for name in names]
     parameters = sum(p.numel() for p in trunk(kind)[0].parameters()) / 1e6
     heads = "two-layer heads" if big else "linear heads"
-    return f"### {kind.capitalize()} trunk of {parameters:.2f} M parameters, {heads}\n\n" + table(
+    return f"### {'MLP' if kind == 'mlp' else 'Transformer'} trunk of {parameters:.2f} M parameters, {heads}\n\n" + table(
         ["step time over the plain sum", *(f"T = {t}" for t in tasks)], lines
     )
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -91,7 +92,9 @@ class Network:
         late = time.monotonic() + _TIMEOUT_S
         while holder.poll() is None and time.monotonic() < late:
             try:
-                if os.readlink(f"/proc/{holder.pid}/ns/net") not in theirs:
+                made = os.readlink(f"/proc/{holder.pid}/ns/net") not in theirs
+                # only then is everything set up: in a user namespace of one's own nobody is root before
+                if made and Path(f"/proc/{holder.pid}/comm").read_text() == "cat\n":
                     return holder
             except OSError:
                 pass  # it has just ended, or is another's for the moment

@@ -48,7 +48,22 @@ def cases() -> dict[str, JointSpec]:
         found[f"text-{stage}"] = document(
             tasks={"note": note}, models={"reader": reader}, train={"zero": stage, "optimizer": {"kind": "sgd", "lr": 0.1}}
         )
+    for stage in STAGES:
+        found[f"boxes-{stage}"] = _scenes(stage)
     return found
+
+
+def _scenes(stage: int) -> JointSpec:
+    """A detector and a classifier on one map, whose gradients a balancer weighs there."""
+    seen = {"data": "scenes", "model": "eye", "input": "image"}
+    things = {"kind": "detection", "width": 4}
+    return document(
+        data={"scenes": {"kind": "digit_scenes", "scenes": 90, "writings": 15, "split": {"valid": 0.2, "test": 0.1}}},
+        models={"eye": {"kind": "conv_map", "channels": [4, 4, 8, 8], "stride": 8, "groups": 2}},
+        tasks={"things": {**seen, "target": "boxes", "objective": things}, "largest": {**seen, "target": "largest", "hidden": [5]}},
+        phases={"joint": {"steps": 6, "balancer": "pcgrad"}},
+        train={"zero": stage, "batch": 9, "optimizer": {"kind": "sgd", "lr": 0.1}},
+    )
 
 
 def _turns() -> dict[str, Any]:

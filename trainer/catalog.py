@@ -16,6 +16,7 @@ from trainer.errors import one_of
 CATALOG: dict[str, dict[str, str]] = {
     "dataset": {
         "digits": "trainer.datasets.digits:Digits",
+        "digit_scenes": "trainer.datasets.digit_scenes:DigitScenes",
         "mnist": "trainer.datasets.mnist:Mnist",
         "reviews": "trainer.datasets.reviews:Reviews",
         "captioned_digits": "trainer.datasets.captioned_digits:CaptionedDigits",
@@ -25,6 +26,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "python": "trainer.datasets.python:PythonDataset",
     },
     "column": {
+        "boxes": "trainer.columns.boxes:Boxes",
         "category": "trainer.columns.category:Category",
         "image": "trainer.columns.image:Image",
         "number": "trainer.columns.number:Number",
@@ -34,6 +36,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "model": {
         "mlp": "trainer.models.mlp:Mlp",
         "conv": "trainer.models.conv:Conv",
+        "conv_map": "trainer.models.conv_map:ConvMap",
         "conv_generator": "trainer.models.conv_generator:ConvGenerator",
         "conv_critic": "trainer.models.conv_critic:ConvCritic",
         "text_transformer": "trainer.models.text_transformer:TextTransformer",
@@ -43,6 +46,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "cross_entropy": "trainer.objectives.cross_entropy:CrossEntropy",
         "mse": "trainer.objectives.mse:MeanSquaredError",
         "l1": "trainer.objectives.l1:MeanAbsoluteError",
+        "detection": "trainer.objectives.detection:Detection",
         "mutual_kl": "trainer.objectives.mutual_kl:MutualKl",
         "cross_teach": "trainer.objectives.cross_teach:CrossTeach",
         "distill": "trainer.objectives.distill:Distill",
@@ -96,6 +100,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "mae": "trainer.metrics.mae:MeanAbsoluteError",
         "rmse": "trainer.metrics.rmse:RootMeanSquaredError",
         "spearman": "trainer.metrics.spearman:Spearman",
+        "map": "trainer.metrics.mean_average_precision:MeanAveragePrecision",
+        "map_50": "trainer.metrics.mean_average_precision:MeanAveragePrecision50",
         "exact_match": "trainer.metrics.exact_match:ExactMatch",
         "token_accuracy": "trainer.metrics.token_accuracy:TokenAccuracy",
         "recall_left_to_right": "trainer.metrics.recall_left_to_right:RecallLeftToRight",

@@ -107,19 +107,19 @@ def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
     """Score (`[N, K]` or `[N]`) and target `[N]` of a `predictions-*.arrow`."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all().combine_chunks()
-        return _tensor(table["score"], table.schema.metadata), _tensor(table["target"], table.schema.metadata)
+        return _tensor(table, "score"), _tensor(table, "target")
 
 
-def _tensor(column: pa.ChunkedArray, metadata: Mapping[bytes, bytes] | None) -> Tensor:
+def _tensor(table: pa.Table, name: str) -> Tensor:
     """A column of a predictions file, `[N]` or in its own shape."""
     import torch
 
-    array = column.combine_chunks()
+    array = table[name].combine_chunks()
     if not pa.types.is_fixed_size_list(array.type):
         found = array.to_numpy(zero_copy_only=False)
         return torch.tensor(found, dtype=torch.int64 if pa.types.is_integer(array.type) else torch.float32)
     whole = pa.types.is_integer(array.type.value_type)
-    shape = json.loads((metadata or {}).get(b"target_shape" if whole else b"score_shape", b"null")) or [array.type.list_size]
+    shape = json.loads((table.schema.metadata or {}).get(f"{name}_shape".encode(), b"null")) or [array.type.list_size]
     flat = torch.tensor(array.flatten().to_numpy(zero_copy_only=False), dtype=torch.int64 if whole else torch.float32)
     return flat.view(len(array), *shape)
 
@@ -176,7 +176,7 @@ def _score(
         models.append((about, outputs(task, place, run, split, np.flatnonzero(there))))
     status, note = ("none", "no model is promoted") if champion is None else ("scored", None)
     if champion is not None:
-        found, status, note = _champion_scores(task, spec, champion[1], labels, data, manifest, fitted)
+        found, status, note = _champion_scores(task, spec, champion[1], labels, fitted, data, manifest)
         if found is not None:
             models.append(({"role": "champion", "seed": None, "train_key": None}, torch.from_numpy(found)[there]))
 
@@ -301,13 +301,7 @@ def _in_source_units(values: Tensor, column: Any, fitted: Mapping[str, Any]) -> 
 
 
 def _champion_scores(
-    task: str,
-    spec: JointSpec,
-    model: Champion,
-    labels: Sequence[str],
-    data: Path,
-    manifest: Mapping[str, Any],
-    fitted: Mapping[str, Any],
+    task: str, spec: JointSpec, model: Champion, labels: Sequence[str], fitted: Mapping[str, Any], data: Path, manifest: Mapping[str, Any]
 ) -> tuple[np.ndarray | None, str, str | None]:
     """Scores of the promoted model on all test rows in our order of classes, or None; a status; what to know about them."""
     if task not in model.tasks:
@@ -320,6 +314,10 @@ def _champion_scores(
             "unfit",
             f"the champion's task '{task}' predicts the {_thing(other, theirs.target)}, not the {_thing(kind, ours.target)}",
         )
+    if kind not in ("category", "number") and ours.target is not None:
+        mine, other_classes = (known.get("classes") for known in (fitted[ours.target], model.fitted[theirs.data][ours.target]))
+        if mine != other_classes:
+            return None, "unfit", f"the champion knows other classes of '{ours.target}': {', '.join(map(_written, other_classes or []))}"
     try:
         found = np.asarray(model.scores(task, _raw_rows(data, manifest)), dtype=np.float32)
     except UserError as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.balance import Balance, Reached
+from trainer.nets import Pool
 from trainer.parts import Objective, Site
 from trainer.spec import JointSpec, Task
 from trainer.view import Look, Shared
@@ -281,7 +282,10 @@ def build(spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, s
                 heads[name] = own
             elif not objective.wide:  # type: ignore[union-attr]
                 outputs = objective.outputs(columns[task.target])  # type: ignore[union-attr,index]
-                heads[name] = head([models[task.model].out_features, *task.hidden, outputs])  # type: ignore[index,list-item]
+                trunk = models[task.model]  # type: ignore[index]
+                maps = getattr(trunk, "makes_map", False)
+                made = head([trunk.out_features * (2 if maps else 1), *task.hidden, outputs])  # type: ignore[operator,list-item]
+                heads[name] = nn.Sequential(Pool(), made) if maps else made
     return Joint(chosen, models, heads)
 
 

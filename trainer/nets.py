@@ -81,6 +81,32 @@ class ConvTrunk(nn.Module):
         return map_BCHW.flatten(2).transpose(1, 2) if tokens else self.pool(map_BCHW).flatten(1)
 
 
+class ConvMap(nn.Module):
+    """Blocks of 3x3 convolution, group norm and GELU; those after the first halve the image until it is `stride` times smaller."""
+
+    makes_map = True
+
+    def __init__(self, channels_in: int, channels: Sequence[int], stride: int, groups: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for position, width in enumerate(channels):
+            step = 2 if 0 < position < stride.bit_length() else 1
+            blocks += [nn.Conv2d(channels_in, width, 3, stride=step, padding=1), nn.GroupNorm(groups, width), nn.GELU()]
+            channels_in = width
+        self.blocks = nn.Sequential(*blocks)
+        self.out_features = channels_in
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.blocks(x_BCHW)
+
+
+class Pool(nn.Module):
+    """The mean of a map over its places, how much there is of something, and its maximum, whether there is any: `[B, 2C]`."""
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        return torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], 1)
+
+
 class Generator(nn.Module):
     """Noise and one-hot categories to the numbers of an image, flat: neither bounded nor in any unit."""
 

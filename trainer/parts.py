@@ -162,7 +162,7 @@ class Dataset(Part):
 
 
 class Model(Part):
-    """A named `nn.Module` that maps its inputs to a representation `[B, D]`; heads stand on top of it.
+    """A named `nn.Module` that maps its inputs to a representation `[B, D]`, or to a map `[B, D, H, W]`; heads stand on top of it.
 
     The module takes the input tensors of a task in the order they are named, and has an
     `out_features: int` attribute, D. One that can give tokens `[B, L, D']` takes `tokens=True` too, and has `token_features: int`, D'.
@@ -172,6 +172,8 @@ class Model(Part):
     """Kinds of input column it can be used with; None: any."""
     most_inputs: ClassVar[int | None] = None
     """How many input columns it can be used with; None: any number."""
+    maps: ClassVar[bool | None] = False
+    """Whether it makes a map: its module says so too, by `makes_map = True`. None: only its module tells."""
 
     def build(self, inputs: Sequence[Mapping[str, Any]]) -> nn.Module:
         """A fresh module for inputs described by their fitted columns (`kind`, `shape`, `dtype`, ...)."""
@@ -260,6 +262,8 @@ class Objective(Part):
 
     # --- plain ---------------------------------------------------------------------------------------------------
 
+    takes_maps: ClassVar[bool | None] = None
+    """Whether its head stands on a map as it is. None: on a vector, or on the mean and the maximum of a map over its places."""
     counts_rows: ClassVar[bool] = False
     """Whether every row that has a target counts once: then nothing is counted where no target is missing."""
 

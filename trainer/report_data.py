@@ -57,6 +57,8 @@ def _about(train: Json, fitted: Json) -> str:
         told.append(f"mean {short(train['mean'])}, std {short(train['std'])}, from {short(train.get('min'))} to {short(train.get('max'))}")
     elif train.get("mean") is not None:
         told.append(f"mean {short(train['mean'])}")
+    if boxes := train.get("boxes"):
+        told.append(f"{many(boxes['boxes'], 'box', 'boxes')}, at most {boxes['most']:,} in a row, in {many(boxes['empty'], 'row')} none")
     if fitted.get("vocab_size"):
         told.append(f"vocabulary {fitted['vocab_size']:,}")
     tokens = train.get("tokens") or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.catalog import CATALOG, find
 from trainer.errors import one_of
 from trainer.parts import TARGET
 from trainer.places import Finding, Path, shown
@@ -100,6 +101,24 @@ def _read(draft: Draft, path: Path, name: str, task: Task, other: str) -> Iterat
         )
 
 
+def maps_meet_heads(draft: Draft) -> Iterator[Finding]:
+    """Heads that look at places stand on models that make maps; objectives that read representations get vectors."""
+    for name, task in draft.readable():
+        objective = task.objective
+        if objective is None or not draft.sound(("tasks", name, "objective")):
+            continue
+        model = draft.models.get(task.model) if task.model is not None else None
+        if model is not None and objective.takes_maps and model.maps is False:
+            kinds = [kind for kind in CATALOG["model"] if kind != "python" and find("model", kind).maps]
+            finding = f"objective '{objective.kind}' needs a map, and model '{task.model}' ({model.kind}) makes vectors"
+            yield Finding(("tasks", name, "model"), finding, f"name a model of kind {either(kinds)}")
+        for other in objective.models():
+            read = draft.models.get(other)
+            if read is not None and read.maps and not objective.takes_maps:
+                finding = f"objective '{objective.kind}' needs vectors, and model '{other}' ({read.kind}) makes maps"
+                yield Finding(("tasks", name, "objective"), finding, "name a model that makes vectors")
+
+
 def learning(draft: Draft, phase: Phase) -> tuple[frozenset[str], frozenset[str]] | None:
     """Models and heads that learn in a phase; None where the document is too broken to tell."""
     names = draft.phase_tasks(phase)
@@ -183,6 +202,7 @@ def gradients_stay_plain(draft: Draft) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     tasks_are_whole,
     objectives_find_what_they_read,
+    maps_meet_heads,
     rounds_fit,
     syncs_follow_what_learns,
     gradients_stay_plain,

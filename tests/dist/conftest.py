@@ -52,6 +52,6 @@ def three(garden: Garden, two: Ranks) -> Ranks:
 @pytest.fixture(scope="session")
 def one(garden: Garden) -> Garden:
     """One rank without DeepSpeed, in this process. ZeRO stages mean nothing to it."""
-    for label in ("sums-0-1", "sums-0-4", "absent-0", "clip-0.05-0", "clip-None-0", "frozen-fp32-0", "text-0"):
+    for label in ("sums-0-1", "sums-0-4", "absent-0", "clip-0.05-0", "clip-None-0", "frozen-fp32-0", "text-0", "boxes-0"):
         garden.alone(label)
     return garden

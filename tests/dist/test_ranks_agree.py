@@ -187,6 +187,15 @@ def test_a_transformer_may_be_sharded(garden: Garden, one: Garden, two: Ranks) -
             assert a == pytest.approx(b, rel=1e-3)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_detector_and_a_classifier_meet_at_their_map(garden: Garden, one: Garden, two: Ranks, stage: int) -> None:
+    """Gradients balanced at a map, a head of convolutions: two ranks give what one does."""
+    expected, found = garden.trained("boxes-0", "one"), garden.trained(f"boxes-{stage}", "two")
+    assert_close(found.params, expected.params, atol=1e-4)
+    for a, b in zip(found.losses("valid"), expected.losses("valid"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
 def test_no_compiler_is_needed(garden: Garden, two: Ranks) -> None:
     """`two` ran with compilers that fail, at every stage."""
     assert two.said

@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 from trainer import catalog
 
 _finite = st.floats(-1e6, 1e6, width=32)
+_share = st.floats(0, 1, width=32)
+_corner = st.tuples(_share, _share).filter(lambda x: abs(x[0] - x[1]) > 1e-3).map(sorted)
+_things = st.lists(
+    st.tuples(_corner, _corner, st.sampled_from(["cat", "dog"])).map(
+        lambda x: {"box": [20 * x[0][0], 10 * x[1][0], 20 * x[0][1], 10 * x[1][1]], "label": x[2]}
+    ),
+    max_size=3,
+)
 _pixels = st.lists(st.integers(0, 255), min_size=12, max_size=12)
 CASES = {
+    "boxes": ({"kind": "boxes", "classes": ["cat", "dog"], "size": [10, 20], "most": 3}, _things),
     "category": ({"kind": "category"}, st.text(max_size=8)),
     "number": ({"kind": "number"}, _finite),
     "vector": ({"kind": "vector", "size": 3}, st.lists(st.one_of(st.none(), _finite), min_size=3, max_size=3)),
@@ -22,6 +31,7 @@ CASES = {
     "text": ({"kind": "text", "vocab_size": 300, "max_tokens": 64}, st.text(st.characters(codec="utf-8"), max_size=12)),
 }
 TYPES = {
+    "boxes": pa.list_(pa.struct({"box": pa.list_(pa.float64()), "label": pa.string()})),
     "category": pa.string(),
     "number": pa.float64(),
     "vector": pa.list_(pa.float64()),
@@ -115,6 +125,10 @@ def test_what_is_decoded_is_what_was_encoded(kind, data):
             assert back == unicodedata.normalize("NFC", raw)
         elif kind == "number":
             assert back == pytest.approx(raw, rel=1e-5, abs=1e-5 * (1 + fitted["std"] + abs(fitted["mean"])))
+        elif kind == "boxes":
+            assert [thing["label"] for thing in back] == [thing["label"] for thing in raw]
+            for thing, wanted in zip(back, raw, strict=True):
+                np.testing.assert_allclose(thing["box"], wanted["box"], atol=1e-5)
         elif kind == "image":
             np.testing.assert_allclose(np.ravel(back), raw, atol=1e-3 * 255)
         else:
@@ -127,14 +141,15 @@ def test_what_is_decoded_is_what_was_encoded(kind, data):
 @pytest.mark.parametrize("kind", CASES)
 def test_missing_values_get_the_code_of_their_kind(kind):
     part = column(kind)
-    good = {"category": "a", "number": 2.0, "vector": [1.0, 2.0, 3.0], "image": [9] * 12, "text": "hello"}[kind]
+    thing = {"box": [1.0, 2.0, 3.0, 4.0], "label": "cat"}
+    good = {"boxes": [thing], "category": "a", "number": 2.0, "vector": [1.0, 2.0, 3.0], "image": [9] * 12, "text": "hello"}[kind]
     values = pa.array([good, None], TYPES[kind])
     fitted = fit(part, values)
     encoded = part.encode(values, fitted)[1]
     assert part.missing(values).tolist() == [False, True]
     if kind == "category":
         assert encoded == -1
-    elif kind in ("number", "vector"):
+    elif kind in ("boxes", "number", "vector"):
         assert np.isnan(encoded).all()
     else:
         assert not encoded.any()

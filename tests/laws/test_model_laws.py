@@ -21,6 +21,7 @@ TEXT = {"kind": "text", "shape": [12], "dtype": "int32", "vocab_size": 50, "pad"
 INPUTS: dict[str, list[list[dict[str, Any]]]] = {
     "mlp": [[VECTOR], [IMAGE], [NUMBER, CATEGORY, VECTOR]],
     "conv": [[IMAGE], [IMAGE | {"shape": [1, 2, 2]}]],
+    "conv_map": [[IMAGE], [IMAGE | {"shape": [1, 2, 2]}]],
     "conv_generator": [[CATEGORY], [CATEGORY, CATEGORY]],
     "conv_critic": [[IMAGE], [IMAGE, CATEGORY]],
     "text_transformer": [[TEXT]],
@@ -29,6 +30,7 @@ INPUTS: dict[str, list[list[dict[str, Any]]]] = {
 OPTIONS = {
     "mlp": {"hidden": [6, 5], "dropout": 0.3},
     "conv": {"channels": [4, 8], "groups": 2},
+    "conv_map": {"channels": [4, 6, 8], "stride": 4, "groups": 2},
     "conv_generator": {"shape": [3, 8, 9], "latent": 4, "channels": [8, 4], "groups": 2},
     "conv_critic": {"channels": [4, 8], "spectral_norm": False},  # which takes a step of its iteration in each training pass
     "text_transformer": {"width": 8, "heads": 2, "layers": 2, "dropout": 0.3},
@@ -93,7 +95,9 @@ def test_any_number_of_rows_gives_finite_representations_of_the_width_it_says(ki
     module = build(kind, position)
     for mode in (True, False):
         z_BD = module.train(mode)(*batch(kind, position, rows, seed))
-        assert z_BD.shape == (rows, module.out_features)
+        assert z_BD.shape[:2] == (rows, module.out_features)
+        assert z_BD.dim() == (4 if find("model", kind).maps else 2)
+        assert getattr(module, "makes_map", False) == bool(find("model", kind).maps)
         assert z_BD.isfinite().all()
 
 

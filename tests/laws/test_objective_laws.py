@@ -15,8 +15,8 @@ from torch.nn import functional
 from trainer.catalog import CATALOG, find
 from trainer.parts import Objective
 
-OBJECTIVES = sorted(kind for kind in CATALOG["objective"] if not find("objective", kind).wide)
-"""Plain ones: of the wide, `test_wide_objective_laws.py` tells."""
+OBJECTIVES = sorted(kind for kind in CATALOG["objective"] if not find("objective", kind).wide and not find("objective", kind).takes_maps)
+"""Plain ones on vectors: of those on maps `test_detection_laws.py` tells, of the wide `test_wide_objective_laws.py`."""
 CLASSES = 5
 REFERENCE = {
     "cross_entropy": functional.cross_entropy,

@@ -83,7 +83,7 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"data.digits.columns.ink": "nubmer"},
         "data.digits.columns.ink",
         "no column is called 'nubmer'",
-        "did you mean 'number'? known: category, image, number, text, vector",
+        "did you mean 'number'? known: boxes, category, image, number, text, vector",
     ),
     ("part_without_kind", {"train.optimizer": {"lr": 0.1}}, "train.optimizer", "says no 'kind'", "add kind; known: adamw, sgd"),
     (

@@ -28,7 +28,8 @@ def test_machines_have_addresses_of_their_own_and_reach_one_another_until_a_cabl
         assert "timed out" in call(network, 0, 1)
         assert call(network, 2, 0).startswith("ConnectionRefusedError")
         network.join(1)
-        assert call(network, 0, 1).startswith("ConnectionRefusedError")
+        # whoever asked in vain remembers that for a moment
+        assert any(call(network, 0, 1).startswith("ConnectionRefusedError") for _ in range(20))
 
 
 @needs_namespaces

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 class PythonModel(Model):
-    """Calls `function(inputs, **args)`, which returns an `nn.Module` with `out_features`.
+    """Calls `function(inputs, **args)`, which returns an `nn.Module` with `out_features`, and `makes_map = True` where it makes maps.
 
     `inputs` is a list of fitted columns (`kind`, `shape`, `dtype`, ...), one for each input of the task.
     """
+
+    maps: ClassVar[bool | None] = None
 
     kind: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`package.module:function`.")
     args: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
