@@ -37,6 +37,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "mlp": "trainer.models.mlp:Mlp",
         "conv": "trainer.models.conv:Conv",
         "conv_map": "trainer.models.conv_map:ConvMap",
+        "conv_generator": "trainer.models.conv_generator:ConvGenerator",
+        "conv_critic": "trainer.models.conv_critic:ConvCritic",
         "text_transformer": "trainer.models.text_transformer:TextTransformer",
         "python": "trainer.models.python:PythonModel",
     },
@@ -52,6 +54,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "info_nce": "trainer.objectives.info_nce:InfoNce",
         "fused": "trainer.objectives.fused:Fused",
         "caption": "trainer.objectives.caption:Caption",
+        "gan_spot": "trainer.objectives.gan_spot:GanSpot",
+        "gan_fool": "trainer.objectives.gan_fool:GanFool",
     },
     "optimizer": {
         "adamw": "trainer.optimizers.adamw:AdamW",
@@ -102,6 +106,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "token_accuracy": "trainer.metrics.token_accuracy:TokenAccuracy",
         "recall_left_to_right": "trainer.metrics.recall_left_to_right:RecallLeftToRight",
         "recall_right_to_left": "trainer.metrics.recall_right_to_left:RecallRightToLeft",
+        "frechet": "trainer.metrics.frechet:Frechet",
+        "manifold_precision": "trainer.metrics.manifold_precision:ManifoldPrecision",
+        "manifold_recall": "trainer.metrics.manifold_recall:ManifoldRecall",
     },
     "sync": {
         "ema": "trainer.syncs.ema:Ema",

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from trainer import overrides as changes
-from trainer import rules, rules_joint
+from trainer import rules, rules_gan, rules_joint
 from trainer.catalog import find
 from trainer.document import read
 from trainer.errors import Fault, SpecError, UserError
@@ -65,7 +65,7 @@ def load_spec(source: str | File | dict[str, Any], overrides: Sequence[str] = ()
         # what could not be read is not missing: its mapping may look empty now
         findings = _merged(findings, (found for found in explain(error, raw) if not any(_leads(found.path, bad.path) for bad in unread)))
     findings, draft = _draft(raw, findings)
-    for rule in (*rules.RULES, *rules_joint.RULES):
+    for rule in (*rules.RULES, *rules_joint.RULES, *rules_gan.RULES):
         findings = _merged(findings, rule(draft))
     if sources:
         findings = _merged(findings, balance_points_exist(draft))

@@ -16,15 +16,20 @@ import pyarrow as pa
 
 from trainer.bootstrap import interval, resample
 from trainer.errors import CotrainError, UserError
-from trainer.parts import Metric
+from trainer.parts import ROW, Metric
 from trainer.results import Result, key_of, keyed, read_manifest
 from trainer.spec import JointSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from trainer.joint import Joint
 
 BATCH = 256
 _MOST_CONFUSION = 256
+_ACROSS, _DOWN = 10, 6
+"""Samples that are shown."""
 
 
 class Champion(Protocol):
@@ -176,6 +181,15 @@ def _score(
             models.append(({"role": "champion", "seed": None, "train_key": None}, torch.from_numpy(found)[there]))
 
     target = target[there]
+    samples: dict[str, str] = {}
+    if spec.tasks[task].objective.looks:  # type: ignore[union-attr]
+        shown, across = _shown(spec, task, split, np.flatnonzero(there))
+        by_role = {about["role"]: score for about, score in reversed(models)}  # of several seeds the first
+        seen = {"real": target, **{role: by_role[role] for role in ("joint", "independent", "champion") if role in by_role}}
+        samples = {role: _sheet(images[shown], fitted[spec.tasks[task].target], across) for role, images in seen.items()}
+        _, run, place = trained[0]
+        target, *looked = _features(task, place, run, [target, *(score for _, score in models)])
+        models = [(about, score) for (about, _), score in zip(models, looked, strict=True)]
     spread = resample(metrics, [score for _, score in models], target, len(labels), spec.compare.resamples)
     entries: dict[str, list[dict[str, Any]]] = {"joint": [], "independent": [], "champion": []}
     for (about, score), values in zip(models, spread, strict=True):
@@ -193,8 +207,41 @@ def _score(
         "task": task, "target": kind, "classes": labels, "rows": len(target), "rows_without_target": len(split) - len(target),
         "primary": next(iter(metrics)), "higher_is_better": {metric: part.higher_is_better for metric, part in metrics.items()},
         "champion_version": champion[0] if champion else None, "champion_status": status, "champion_note": note, "models": entries,
+        "samples": samples,
     }  # fmt: skip
     (folder / "scores.json").write_text(json.dumps(scores, indent=1, allow_nan=False))
+
+
+def _features(task: str, folder: Path, run: Mapping[str, Any], values: Sequence[Tensor]) -> list[Tensor]:
+    """Predictions or truths of several models as the metrics of the task get them, by what one model makes of them."""
+    import torch
+
+    module, device = _loaded(folder, run)
+    with torch.inference_mode():
+        return [torch.cat([module.features(task, block.to(device)).cpu() for block in x.split(BATCH)]) if len(x) else x.flatten(1)
+                for x in values]  # fmt: skip
+
+
+def _shown(spec: JointSpec, task: str, split: Any, rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which of some rows are shown as samples, and how many side by side: those of one class below one another where there are classes."""
+    said = spec.tasks[task]
+    kinds = spec.data[said.data].columns
+    told = [name for name in spec.columns(task)[0] if kinds[name].kind == "category"]
+    if not told:
+        return np.arange(min(len(rows), _ACROSS * _DOWN)), _ACROSS
+    value = split.gather(told[0], rows)
+    of_class = [np.flatnonzero(value == k)[:_DOWN] for k in np.unique(value)[:_ACROSS]]
+    down = min(len(some) for some in of_class)
+    return np.stack([some[:down] for some in of_class], 1).ravel(), len(of_class)
+
+
+def _sheet(image: Tensor, fitted: Mapping[str, Any], across: int) -> str:
+    import torch
+
+    from trainer.pictures import sheet
+
+    mean, std = (torch.tensor(fitted[name])[:, None, None] for name in ("mean", "std"))
+    return sheet(image * std + mean, across)
 
 
 def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> Tensor:
@@ -209,26 +256,36 @@ def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: n
     return _in_source_units(score, document.data[said.data].columns[said.target], run["fitted"][said.data][said.target])  # type: ignore[index]
 
 
-def judged(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Predictions of a trained model on rows of a split, and what they are judged against, as its objective gives them."""
+def _loaded(folder: Path, run: Mapping[str, Any]) -> tuple[Joint, torch.device]:
+    """A trained model, and where it is."""
     import torch
     from safetensors.torch import load_file
 
-    from trainer.joint import blank, build
+    from trainer.joint import build
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = build(JointSpec.model_validate(run["spec"]), run["fitted"], run["tasks"])
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    return module.to(device).eval(), device
+
+
+def judged(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Predictions of a trained model on rows of a split, and what they are judged against, as its objective gives them."""
+    import torch
+
+    from trainer.joint import blank
 
     document = JointSpec.model_validate(run["spec"])
     said = document.tasks[task]
     columns, fitted = document.data[said.data].columns, run["fitted"][said.data]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = build(document, run["fitted"], run["tasks"])
-    module.load_state_dict(load_file(folder / "model.safetensors"))
-    module.to(device).eval()
+    module, device = _loaded(folder, run)
     needed = [name for part in document.columns(task) for name in part]
     blocks = []
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
             there = {name: columns[name].tensor(split.gather(name, some), fitted[name]).to(device) for name in needed}
+            there[ROW] = torch.from_numpy(np.asarray(some, np.int64)).to(device)
             blocks.append([x.cpu() for x in module.judged(task, there)])
         if not blocks:  # of no rows there is nothing but a shape, which a blank row has too
             blocks.append([x.cpu()[:0] for x in module.judged(task, {name: blank(fitted[name], device) for name in needed})])
@@ -267,6 +324,11 @@ def _champion_scores(
         return None, "unfit", f"the champion can't read these rows: {error.faults[0].place}: {error.faults[0].finding}"
     if len(found) != manifest["rows"]["test"]:
         raise CotrainError(f"{task}: the champion gave {len(found)} predictions for {manifest['rows']['test']} test rows")
+    if kind == "images":
+        there, here = model.fitted[theirs.data][theirs.target], fitted[ours.target]  # type: ignore[index]
+        if list(there["shape"]) != list(here["shape"]):
+            return None, "unfit", f"the champion makes images of shape {there['shape']}, not {here['shape']}"
+        found = _renormalised(found, there, here)
     if kind == "category":
         places = {_written(label): k for k, label in enumerate(model.fitted[theirs.data][theirs.target]["classes"])}  # type: ignore[index]
         # a class that the champion never saw gets no probability from it
@@ -275,6 +337,12 @@ def _champion_scores(
     if (before.split, before.key) != (now.split, now.key):
         return found, "scored", "the champion was trained with another split: it may have learnt from these test rows"
     return found, "scored", None
+
+
+def _renormalised(found: np.ndarray, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> np.ndarray:
+    """Images as they are with our mean and deviation."""
+    mean, std, our_mean, our_std = (np.array(x[name], np.float32)[:, None, None] for x in (theirs, ours) for name in ("mean", "std"))
+    return (found * std + mean - our_mean) / our_std
 
 
 def _raw_rows(data: Path, manifest: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:

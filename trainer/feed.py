@@ -57,6 +57,11 @@ class Feed:
             self._held = {}
         return {column: self._column(micro, column, place) for column in columns}
 
+    def places(self, micro: int) -> np.ndarray:
+        """Where in a draw this rank's rows of a micro-batch are, from 0."""
+        part = self._shares[micro]
+        return np.arange(part.start, part.stop)
+
     def _column(self, micro: int, column: str, place: int) -> Tensor:
         if column in self._apart:
             return self._read(column, self._rows_NB[place, self._shares[micro]])

@@ -131,6 +131,10 @@ class Joint(nn.Module):
             score, truth = objective.predict(self.outputs([task], columns)[task]), None
         return score, columns[target] if truth is None else truth  # type: ignore[index]
 
+    def features(self, task: str, values: Tensor) -> Tensor:
+        """Predictions or truths of a task as its metrics get them."""
+        return self._objective(task).features(Look(task, self._shared([], {}, {})), values)
+
     def _objective(self, task: str) -> Objective:
         found = self.tasks[task].objective
         assert found is not None  # of a resolved document
@@ -219,7 +223,8 @@ class Joint(nn.Module):
             totals[name] = objective.loss(view)
             if outputs and self.tasks[name].judged:
                 score, truth = objective.scores(view)
-                found[name] = score, view.columns[self.tasks[name].target] if truth is None else truth  # type: ignore[index]
+                pair = score, view.columns[self.tasks[name].target] if truth is None else truth  # type: ignore[index]
+                found[name] = tuple(objective.features(view, values) for values in pair) if objective.looks else pair
 
 
 def counted(task: Task, batch: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> Tensor:

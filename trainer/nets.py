@@ -5,6 +5,7 @@ Shape suffixes: B rows, L tokens, C channels, H W pixels, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -104,6 +105,71 @@ class Pool(nn.Module):
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         return torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], 1)
+
+
+class Generator(nn.Module):
+    """Noise and one-hot categories to the numbers of an image, flat: neither bounded nor in any unit."""
+
+    def __init__(self, classes: Sequence[int], latent: int, shape: Sequence[int], channels: Sequence[int], groups: int) -> None:
+        super().__init__()
+        self.latent, self.out_features = latent, math.prod(shape)
+        # from the image's size down, rounded up: the sizes that the blocks give
+        self.sizes = [[-(-side >> halvings) for side in shape[1:]] for halvings in reversed(range(len(channels)))]
+        self.flatten = Flatten(classes) if classes else None
+        self.start = nn.Linear(latent + sum(classes), channels[0] * math.prod(self.sizes[0]))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(groups, width), nn.GELU())
+            for width_in, width in pairwise([channels[0], *channels])
+        )
+        self.paint = nn.Conv2d(channels[-1], shape[0], 3, padding=1)
+
+    def forward(self, *categories: Tensor, noise: Tensor | None = None) -> Tensor:
+        if noise is None:
+            noise = torch.zeros(len(categories[0]), self.latent, device=categories[0].device)
+        told = [noise, self.flatten(*categories)] if self.flatten is not None else [noise]
+        x_BCHW = self.start(torch.cat([x.to(self.start.weight.dtype) for x in told], 1)).unflatten(1, (-1, *self.sizes[0]))
+        for size, block in zip(self.sizes, self.blocks, strict=True):
+            x_BCHW = block(nn.functional.interpolate(x_BCHW, size=size, mode="nearest"))
+        return self.paint(x_BCHW).flatten(1)
+
+
+class Canvas(nn.Module):
+    """Any numbers `[B, C*H*W]` as an image with values in 0..1, normalised as images of a column are. Learns and keeps nothing."""
+
+    def __init__(self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.shape, self.mean, self.std = tuple(shape), tuple(mean), tuple(std)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        mean, std = (torch.tensor(x, device=x_BD.device)[:, None, None] for x in (self.mean, self.std))
+        return (x_BD.float().sigmoid().unflatten(1, self.shape) - mean) / std
+
+
+class Critic(nn.Module):
+    """How real an image looks, and how well it fits the categories it is said to show: one number."""
+
+    def __init__(self, channels_in: int, channels: Sequence[int], grid: int, classes: Sequence[int], spectral: bool) -> None:
+        super().__init__()
+        made = torch.nn.utils.parametrizations.spectral_norm if spectral else lambda module: module
+        blocks: list[nn.Module] = []
+        for position, width in enumerate(channels):
+            blocks += [made(nn.Conv2d(channels_in, width, 3, stride=1 if position == 0 else 2, padding=1)), nn.LeakyReLU(0.2)]
+            channels_in = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        width = channels_in * grid * grid
+        self.score = made(nn.Linear(width, 1))
+        self.flatten = Flatten(classes) if classes else None
+        self.fit = made(nn.Linear(sum(classes), width, bias=False)) if classes else None
+        self.out_features = 1
+
+    def forward(self, x_BCHW: Tensor, *categories: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype  # looking at a weight would take a step of its spectral norm
+        seen_BD = self.pool(self.blocks(x_BCHW.to(dtype))).flatten(1)
+        score_B1 = self.score(seen_BD)
+        if self.flatten is None or self.fit is None:
+            return score_B1
+        return score_B1 + (seen_BD * self.fit(self.flatten(*categories).to(dtype))).sum(1, keepdim=True)
 
 
 class TextEncoder(nn.Module):

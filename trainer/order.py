@@ -18,7 +18,8 @@ _ROUNDS = 6
 _BLOCK = 1 << 15
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
+    """Well mixed bits of each uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -39,7 +40,7 @@ def permute(position: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
         left, right = out[todo] >> half, out[todo] & mask
         for round_key in key:
             k = round_key if np.ndim(round_key) == 0 else round_key[todo]
-            left, right = right, left ^ (_mix(right ^ k) & mask)
+            left, right = right, left ^ (mix(right ^ k) & mask)
         out[todo] = (left << half) | right
         todo = todo[out[todo] >= n]
     return out.astype(np.int64)
@@ -60,8 +61,8 @@ class Order:
         place = np.arange(start, start + count, dtype=np.uint64)
         epoch, position = place // np.uint64(self.rows), place % np.uint64(self.rows)
         epochs = np.arange(epoch[0], epoch[-1] + np.uint64(1), dtype=np.uint64)
-        base = _mix(epochs * np.uint64(0x9E3779B97F4A7C15) + self._seed)
-        key = np.stack([_mix(base + np.uint64(r + 1)) for r in range(_ROUNDS)])
+        base = mix(epochs * np.uint64(0x9E3779B97F4A7C15) + self._seed)
+        key = np.stack([mix(base + np.uint64(r + 1)) for r in range(_ROUNDS)])
         return permute(position, self.rows, key[:, 0] if len(epochs) == 1 else key[:, epoch - epoch[0]])
 
     def take(self, start: int, count: int) -> np.ndarray:

@@ -26,6 +26,13 @@ State = dict[str, Any]
 """What a part remembers between calls: goes in, comes out, is saved with the checkpoint. Tensors and JSON values only."""
 
 
+TARGET = "#target"
+"""Among the columns of `Objective.models`: the task's target column, whatever its name."""
+
+ROW = "#row"
+"""Among the columns of a View: int64 `[B]`, the number that noise of a row is made from, where an objective draws any."""
+
+
 class Part(BaseModel):
     """A frozen, strict piece of the document that knows how to do its own job."""
 
@@ -219,6 +226,12 @@ class View(Protocol):
     def objective(self, task: str) -> Objective:
         """The objective of a task that this one reads."""
 
+    def noise(self, width: int, name: str = "") -> Tensor:
+        """Standard normal numbers `[B, width]`, float32, a pure function of seed, step and place of the row; others under other names.
+
+        In a prediction the row's `seed`, or its place among the rows, takes the place of seed and step.
+        """
+
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """`rows` `[B, ...]` of all ranks, in rank order, with gradients; and where this rank's begin. B may differ. Collective."""
 
@@ -240,6 +253,10 @@ class Objective(Part):
     """What its predictions are, for metrics to be chosen by: None: the kind of the target column; '': nothing that is judged."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of a task that names none. Default: those of the kind of the target."""
+    draws: ClassVar[bool] = False
+    """Whether it reads `View.noise`."""
+    looks: ClassVar[bool] = False
+    """Whether metrics get `features` of predictions and truths instead of what `scores` gives."""
     double_backward: ClassVar[bool] = False
     """Whether it differentiates a gradient, which ZeRO stage 3 can't do."""
 
@@ -307,6 +324,13 @@ class Objective(Part):
         """Predictions `[B, ...]`, and the truth they are judged against `[B, ...]`; None: the target column.
 
         Rows whose truth is missing (-1, NaN) are not judged.
+        """
+        raise NotImplementedError
+
+    def features(self, view: View, values: Tensor) -> Tensor:
+        """Predictions or truths `[B, ...]` as metrics get them, `[B, D]` float32, where it `looks`.
+
+        In an evaluation the first joint model looks at what all models predict: what they are compared by is the same.
         """
         raise NotImplementedError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,13 +76,17 @@ def independent(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) 
 
     A task that reads others, as an ensemble does, brings them along: they are trained as they would be without it.
     """
+    before = _before(spec, task)
+    if before:
+        return _in_turn(spec, task, before, rows, seed)
     chosen = spec.reads(task)
     models = spec.models_of(task)
     document = spec.to_json()
     tasks = {}
     for name in chosen:
         objective = spec.tasks[name].objective
-        tasks[name] = document["tasks"][name] | ({"objective": objective.alone().model_dump(mode="json")} if objective else {})
+        said = {"objective": objective.alone().model_dump(mode="json", by_alias=True)} if objective else {}
+        tasks[name] = document["tasks"][name] | said
     data = {spec.tasks[name].data for name in chosen}
     phases = {
         name: spec.phases[name].model_dump(mode="json")
@@ -102,6 +106,55 @@ def independent(spec: JointSpec, task: str, rows: Mapping[str, int], seed: int) 
         "models": {name: model for name, model in document["models"].items() if name in models},
         "tasks": tasks,
         "phases": phases,
+        "rounds": 1,
+        "compare": {"independent": False},
+        "observe": {},
+    }
+    return JointSpec.model_validate(document)
+
+
+def _before(spec: JointSpec, task: str) -> list[str]:
+    """Tasks that train what `task` uses and does not train itself, such as the critic of a generator."""
+    objective = spec.tasks[task].objective
+    if objective is None or not objective.wide:
+        return []
+    others = spec.models_of(task).keys() - set(objective.trains()) - {spec.tasks[read].model for read in spec.reads(task)}
+    found = []
+    for name, said in spec.tasks.items():
+        trained = {said.model} if said.objective is None or not said.objective.wide else set(said.objective.trains())
+        if name != task and trained & others:
+            found.append(name)
+    return found
+
+
+def _in_turn(spec: JointSpec, task: str, before: Sequence[str], rows: Mapping[str, int], seed: int) -> JointSpec:
+    """The document that trains what `task` needs first, each phase to its end, and `task` at last, on what is then frozen."""
+    document = spec.to_json()
+    chosen = [name for name in spec.tasks if name in {*before, *spec.reads(task)}]
+    models = {model for name in chosen for model in spec.models_of(name)}
+    phases: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    for name in spec.phases:
+        tasks = [other for other in spec.phase_tasks(name) if other in chosen]
+        if not tasks:
+            continue
+        steps = {other: task_steps(spec, other, rows, seed)[name] for other in tasks}
+        part = document["phases"][name]
+        made = part | {
+            "tasks": tasks,
+            "epochs": None,
+            "steps": max(1, *steps.values()),
+            "mixer": {"kind": "all"},
+            "balancer": {"kind": "equal"},
+            "train": None if part["train"] is None else [model for model in part["train"] if model in models],
+            "syncs": [sync for sync in part["syncs"] if sync["of"] in models],
+        }
+        (last if task in tasks else phases)[name] = made
+    document |= {
+        "data": {name: part for name, part in document["data"].items() if name in {spec.tasks[other].data for other in chosen}},
+        "models": {name: part for name, part in document["models"].items() if name in models},
+        "tasks": {name: document["tasks"][name] for name in chosen},
+        "phases": phases | last,
         "rounds": 1,
         "compare": {"independent": False},
         "observe": {},

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from trainer.errors import DataError, Fault, LaunchError, StoreError, one_of
-from trainer.parts import Column
+from trainer.parts import ROW, Column
 from trainer.results import MANIFEST, local_cache, verify
 from trainer.spec import JointSpec
 from trainer.stores import open_store
@@ -97,7 +97,8 @@ class Predictor:
     def predict(self, rows: Iterable[Mapping[str, Any]], tasks: Sequence[str] | None = None) -> list[dict[str, dict[str, Any]]]:
         """Predictions for raw rows, in their order.
 
-        A row needs the input columns of the tasks; a null in one is a missing value, as in training.
+        A row needs the input columns of the tasks; a null in one is a missing value, as in training. Where something is made of noise
+        (an image, say), a whole number `seed` in a row chooses it; without, the row's place among the rows does.
 
         Args:
             rows: from column to value; lists, numpy arrays or bytes where the column has them.
@@ -105,7 +106,8 @@ class Predictor:
 
         Returns:
             For each row, by task: for a category `{"value": class, "probabilities": {class: probability}}`, for a number
-            `{"value": number in the units of the source}`. What is not finite is None.
+            `{"value": number in the units of the source}`, for an image `{"value": pixels [C][H][W] in the units of the source}`. What is
+            not finite is None.
 
         Raises:
             DataError: with every fault of the rows, by row (counted from 0), or the tasks that are not known.
@@ -123,11 +125,12 @@ class Predictor:
         arrays: dict[str, list[dict[str, list[pa.Array]]]] = {}
         for data, names in groups.items():
             arrays[data] = [self._from_rows(data, names, block, BATCH * i, faults) for i, block in enumerate(blocks)]
+        seeds = self._seeds(rows, chosen, faults)
         if faults:
             raise DataError(_first(list(dict.fromkeys(faults))))  # two datasets may share an input
         for data, names in groups.items():
             for i, block in enumerate(arrays[data]):
-                for task, scores in self._scores(data, names, block).items():
+                for task, scores in self._scores(data, names, block, seeds[BATCH * i :][: len(blocks[i])]).items():
                     for j, prediction in enumerate(self._read(task, scores)):
                         predictions[BATCH * i + j][task] = prediction
         return [{task: row[task] for task in chosen} for row in predictions]
@@ -153,7 +156,8 @@ class Predictor:
                 arrays = self._from_batch(data, [task], batch.slice(at, BATCH), start + at, faults)
                 if faults:
                     raise DataError(_first(faults))
-                found.append(self._scores(data, [task], arrays)[task])
+                rows = np.arange(start + at, start + at + len(batch.slice(at, BATCH)))
+                found.append(self._scores(data, [task], arrays, rows)[task])
             start += len(batch)
         return np.concatenate(found) if found else np.zeros((0, len(self.classes(task))) if self.classes(task) else 0, np.float32)
 
@@ -226,8 +230,21 @@ class Predictor:
             faults += _faults(self.spec.data[data].columns[name], arrays[name], source, start)
         return arrays
 
-    def _scores(self, data: str, tasks: Sequence[str], arrays: Mapping[str, Sequence[pa.Array]]) -> dict[str, np.ndarray]:
-        """Probabilities `[B, K]` or values `[B]` in the units of the source, float32, by task."""
+    def _seeds(self, rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], faults: list[Fault]) -> np.ndarray:
+        """Numbers that noise is made from, int64: what rows say, else their places."""
+        seeds = np.arange(len(rows))
+        if not any(self.spec.tasks[task].objective.draws for task in tasks):  # type: ignore[union-attr]
+            return seeds
+        for i, row in enumerate(rows):
+            seed = row.get("seed")
+            if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and 0 <= seed < 2**63:
+                seeds[i] = seed
+            elif seed is not None:
+                faults.append(Fault(f"row {i}.seed", f"{_short(seed)} is no seed", "give a whole number from 0 on, or leave it out"))
+        return seeds
+
+    def _scores(self, data: str, tasks: Sequence[str], arrays: Mapping[str, Sequence[pa.Array]], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Probabilities `[B, K]` or values `[B]` in the units of the source, float32, by task. Noise is made from `rows`."""
         import torch
 
         columns, fitted = self.spec.data[data].columns, self.fitted[data]
@@ -235,6 +252,7 @@ class Predictor:
         for name, pieces in arrays.items():
             encoded = np.concatenate([columns[name].encode(piece, fitted[name]) for piece in pieces])
             inputs[name] = columns[name].tensor(encoded, fitted[name]).to(self.device)
+        inputs[ROW] = torch.from_numpy(np.asarray(rows, np.int64)).to(self.device)
         found = {}
         with torch.inference_mode():
             for task, output_BK in self.module.outputs(tasks, inputs).items():
@@ -249,6 +267,10 @@ class Predictor:
     def _read(self, task: str, scores: np.ndarray) -> Iterator[dict[str, Any]]:
         classes = self.classes(task)
         said, kind = self.spec.tasks[task], self.spec.judged_as(task)
+        if kind == "images":
+            column, fitted = self.spec.data[said.data].columns[said.target], self.fitted[said.data][said.target]  # type: ignore[index]
+            yield from ({"value": value} for value in column.decode(scores, fitted))
+            return
         if kind not in ("category", "number"):
             yield from ({"value": value} for value in said.objective.say(scores, self.fitted[said.data], said.target))  # type: ignore[union-attr]
             return

@@ -44,6 +44,7 @@ def task(name: str, entry: Json, runs: Json, scores: Json) -> Json:
         "steps": _steps(name, runs),
         "metrics": _metrics(entry, places),
         "confusion": _confusion(scores),
+        "samples": [{"role": role, "picture": uri} for role, uri in (scores.get("samples") or {}).items()],
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from trainer.catalog import CATALOG, find
 from trainer.errors import one_of
+from trainer.parts import TARGET
 from trainer.places import Finding, Path, shown
 from trainer.rules import Draft, Rule, either
 from trainer.spec import Phase, Task
@@ -46,7 +47,9 @@ def objectives_find_what_they_read(draft: Draft) -> Iterator[Finding]:
                     yield Finding(path, f"no model is called {shown(model_name)}", one_of(model_name, draft.models))
                 continue
             model = draft.models[model_name]
-            for column_name in inputs:
+            for column_name in (task.target if c == TARGET else c for c in inputs):
+                if column_name is None:
+                    continue  # a target that is missing is told of elsewhere
                 if columns and column_name not in columns:
                     yield Finding(path, missing + shown(column_name), one_of(column_name, columns))
                     continue

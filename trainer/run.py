@@ -37,7 +37,7 @@ from trainer.joint import Batches, Joint, blank, build, counted, known, seed_of
 from trainer.metrics_server import Metrics
 from trainer.observe import emit, leave_word
 from trainer.order import Order, share
-from trainer.parts import Balancer, Optimizer, Sync
+from trainer.parts import ROW, Balancer, Optimizer, Sync
 from trainer.plan import PhasePlan, learning_rate, plan_phase
 from trainer.points import Place, lacking
 from trainer.requests import read_request
@@ -401,10 +401,20 @@ class Run:
             wanted = {name: self.data.wanted(name, tasks) for d, name in enumerate(plan.datasets) if plan.present_SD[step, d]}
             self._wanted[plan.name, present] = wanted
         drawn = {name: int(n) for name, n in zip(feeds, plan.drawn_SD[step], strict=True)}
-        return [
+        batches: list[Batches] = [
             {name: tuple(feeds[name].take(drawn[name], micro, columns) for columns in parts) for name, parts in wanted.items()}  # type: ignore[misc]
             for micro in range(self.spec.train.accumulate)
         ]
+        if self._draws(plan):
+            first = seed_of(self.seed, plan.name, "noise", step) >> 1  # leaves room to count on
+            for micro, batch in enumerate(batches):
+                for name, (inputs, _) in batch.items():
+                    inputs[ROW] = torch.from_numpy(first + feeds[name].places(micro)).to(self.world.device)  # type: ignore[index]
+        return batches
+
+    def _draws(self, plan: PhasePlan) -> bool:
+        """Whether a task of a phase draws noise."""
+        return any(self.spec.tasks[task].objective.draws for task in plan.tasks)  # type: ignore[union-attr]
 
     def _samples_of(self, plan: PhasePlan, step: int) -> int:
         return int(plan.drawn_SD[step].sum()) * self.spec.train.batch
@@ -429,6 +439,8 @@ class Run:
                 mine = chosen[share(len(chosen), world.size, world.rank)]
                 # a rank with no row left still goes through the modules, as sharded parameters need
                 inputs, targets = self.data.batch(name, "valid", mine if len(mine) else chosen[:1], tasks)
+                if self._draws(plan):
+                    inputs[ROW] = torch.from_numpy(mine if len(mine) else chosen[:1]).to(world.device)
                 sums, outputs = engine.call(tasks, {name: (inputs, targets)})
                 if not len(mine):
                     continue

@@ -261,7 +261,7 @@ class JointSpec(Section):
         said = self.tasks[task]
         needed = dict.fromkeys(said.inputs)
         if said.objective:
-            needed |= dict.fromkeys(c for columns in said.objective.models().values() for c in columns)
+            needed |= dict.fromkeys(c for columns in said.objective.models().values() for c in columns if c != parts.TARGET)
             needed |= dict.fromkeys(said.objective.also())
         needed |= dict.fromkeys(c for other in self.reads(task) for c in self.tasks[other].inputs)
         return [c for c in needed if c != said.target], [said.target] if said.target else []
@@ -274,7 +274,7 @@ class JointSpec(Section):
             if said.model is not None:
                 found.setdefault(said.model, said.inputs)
             for model, columns in (said.objective.models() if said.objective else {}).items():
-                found.setdefault(model, columns)
+                found.setdefault(model, [said.target if c == parts.TARGET else c for c in columns])  # type: ignore[misc]
         return found
 
     def learning(self, phase: str) -> tuple[set[str], set[str]]:

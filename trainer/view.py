@@ -6,11 +6,15 @@ Shape suffixes: B rows of this rank, N rows of all ranks, D width of a represent
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from trainer import noise
+from trainer.parts import ROW
 
 if TYPE_CHECKING:
     from trainer.joint import Joint
@@ -32,6 +36,14 @@ class Shared:
         """Representations by model, columns, and whether they are tokens."""
         self.outputs: dict[str, Tensor] = {}
         """Head outputs of plain tasks."""
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Numbers of the rows, `[B]`; their places where nobody said any."""
+        if ROW in self.columns:
+            return self.columns[ROW]
+        some = next(iter(self.columns.values()), torch.zeros(1))
+        return torch.arange(len(some), device=some.device)
 
     def z(self, model: str, columns: Sequence[str], tokens: bool = False) -> Tensor:
         """What a model makes of columns."""
@@ -84,6 +96,10 @@ class Look:
         found = self._shared.joint.tasks[task].objective
         assert found is not None  # of a resolved document
         return found
+
+    def noise(self, width: int, name: str = "") -> Tensor:
+        """Standard normal numbers that belong to the rows."""
+        return noise.normal(self._shared.rows, width, self.task, name)
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """Rows of all ranks, and where this one's begin."""

@@ -25,7 +25,7 @@ def test_a_run_keeps_everything_in_s3_and_its_model_is_loaded_from_there(tmp_pat
     assert [e["step"] for e in ran.of("checkpoint")] == [10, 20]
     assert f"published: {root}/models/tiny/versions/" in ran.err
     store = open_store(root)
-    assert {key.split("/")[0] for key in store.list()} == {"models", "requests", "results", "specs"}  # checkpoints are swept
+    assert {key.split("/")[0] for key in store.list()} == {"models", "outcomes", "requests", "results", "specs"}  # checkpoints are swept
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"logs"}
     # one task alone is what the joint run is: trained once, by whichever of the two steps comes first
     assert len(ran.trained()) == 1

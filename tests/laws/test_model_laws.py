@@ -22,6 +22,8 @@ INPUTS: dict[str, list[list[dict[str, Any]]]] = {
     "mlp": [[VECTOR], [IMAGE], [NUMBER, CATEGORY, VECTOR]],
     "conv": [[IMAGE], [IMAGE | {"shape": [1, 2, 2]}]],
     "conv_map": [[IMAGE], [IMAGE | {"shape": [1, 2, 2]}]],
+    "conv_generator": [[CATEGORY], [CATEGORY, CATEGORY]],
+    "conv_critic": [[IMAGE], [IMAGE, CATEGORY]],
     "text_transformer": [[TEXT]],
     "python": [[VECTOR]],
 }
@@ -29,6 +31,8 @@ OPTIONS = {
     "mlp": {"hidden": [6, 5], "dropout": 0.3},
     "conv": {"channels": [4, 8], "groups": 2},
     "conv_map": {"channels": [4, 6, 8], "stride": 4, "groups": 2},
+    "conv_generator": {"shape": [3, 8, 9], "latent": 4, "channels": [8, 4], "groups": 2},
+    "conv_critic": {"channels": [4, 8], "spectral_norm": False},  # which takes a step of its iteration in each training pass
     "text_transformer": {"width": 8, "heads": 2, "layers": 2, "dropout": 0.3},
 }
 KINDS = {"python": f"{__name__}:linear"}

@@ -108,6 +108,8 @@ def test_families_of_parts_have_laws_where_the_page_says():
         assert re.search(r"`(\w+)`", cells[1])[1].lower() == cells[0]
 
 
-@pytest.mark.parametrize("name", ["report-light.png", "report-dark.png", "curves-light.png", "curves-dark.png", "pipeline.svg", "step.svg", "balancers.svg"])
+@pytest.mark.parametrize(
+    "name", ["report-light.png", "report-dark.png", "curves-light.png", "curves-dark.png", "pipeline.svg", "step.svg", "balancers.svg"]
+)
 def test_pictures_are_small(name):
     assert 1_000 < (ROOT / "docs" / "pictures" / name).stat().st_size < 200_000

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer import nets
 from trainer.catalog import CATALOG
 from trainer.check import load_spec
 from trainer.errors import Fault, SpecError
 
 GONE = object()
 BALANCERS = ", ".join(sorted(CATALOG["balancer"]))
+METRICS = ", ".join(sorted(CATALOG["metric"]))
+DATASETS = ", ".join(sorted(CATALOG["dataset"].keys() - {"python"}))
+NETS = ", ".join(sorted(name for name, part in vars(nets).items() if isinstance(part, type) and part.__module__ == nets.__name__))
 GOOD = """\
 name: job
 data:
@@ -72,14 +76,14 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"data.digits.kind": "digit"},
         "data.digits",
         "no dataset is called 'digit'",
-        "did you mean 'digits'? known: csv, digits, jsonl, mnist, parquet, reviews, or 'package.module:function'",
+        f"did you mean 'digits'? known: {DATASETS}, or 'package.module:function'",
     ),
     (
         "column_kind_unknown",
         {"data.digits.columns.ink": "nubmer"},
         "data.digits.columns.ink",
         "no column is called 'nubmer'",
-        "did you mean 'number'? known: category, image, number, text, vector",
+        "did you mean 'number'? known: boxes, category, image, number, text, vector",
     ),
     ("part_without_kind", {"train.optimizer": {"lr": 0.1}}, "train.optimizer", "says no 'kind'", "add kind; known: adamw, sgd"),
     (
@@ -222,7 +226,7 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"tasks.digit.objective": "mse"},
         "tasks.digit.objective",
         "objective 'mse' is not made for 'digit', a category",
-        "write cross_entropy",
+        "write cross_entropy, cross_teach, ensemble or fused",
     ),
     (
         "metric_not_for_target",
@@ -507,7 +511,7 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"models.trunk": "trainer.nets:Mpl"},
         "models.trunk",
         "module 'trainer.nets' defines no 'Mpl'",
-        "did you mean 'Mlp'? known: ConvTrunk, Flatten, Mlp, TextEncoder",
+        f"did you mean 'Mlp'? known: {NETS}",
     ),
 ]
 
@@ -584,7 +588,7 @@ SETS = [
         "trian.batch=3",
         "--set trian",
         "no field is called 'trian'",
-        "did you mean 'train'? known: cluster, compare, data, models, name, observe, phases, publish, seed, seeds, tasks, train",
+        "did you mean 'train'? known: cluster, compare, data, models, name, observe, phases, publish, rounds, seed, seeds, tasks, train",
     ),
     ("tasks.dgit.model=trunk", "--set tasks.dgit.model", "no task is called 'dgit'", "did you mean 'digit'? known: digit, ink"),
     ("train.batch=many", "--set train.batch", "'many' is not a whole number", "write a whole number"),
@@ -593,7 +597,7 @@ SETS = [
         "tasks.ink.metrics.0=acuracy",
         "--set tasks.ink.metrics[0]",
         "no metric is called 'acuracy'",
-        "did you mean 'accuracy'? known: accuracy, auroc, balanced_accuracy, calibration_error, f1_macro, log_loss, mae, r2, rmse, spearman",
+        f"did you mean 'accuracy'? known: {METRICS}",
     ),
     ("train.batch.size=3", "--set train.batch.size", "train.batch holds 64, which has no fields", "set it as a whole"),
     (

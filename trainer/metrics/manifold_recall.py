@@ -1,0 +1,43 @@
+"""Whether made images are as various as real ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.parts import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# N rows, D features, R resamples
+
+
+class ManifoldRecall(Metric):
+    """Share of real images that lie among the made ones: variety, whatever their quality; 1 is best.
+
+    An image lies among others where it is no farther from one of them than that one's k-th neighbour is. Resampling draws the images that
+    are asked about, not those they are held against: repeated rows would have neighbours at distance 0.
+    Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, NeurIPS 2019, equations 1 and 2.
+    """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"images"})
+    kind: Literal["manifold_recall"] = "manifold_recall"
+    k: int = Field(3, ge=1, le=1000, description="Neighbours that say how far a neighbourhood reaches.")
+
+    def compute(self, score: Tensor, target: Tensor, classes: int) -> float:
+        from trainer.manifold import within
+
+        if len(target) <= self.k or not score.isfinite().all():
+            return float("nan")
+        return float(within(target, score, self.k).mean())
+
+    def resampled(self, score: Tensor, target: Tensor, classes: int, count_RN: Tensor) -> Tensor:
+        import torch
+
+        from trainer.manifold import within
+
+        if len(target) <= self.k or not score.isfinite().all():
+            return torch.full((len(count_RN),), torch.nan)
+        return count_RN @ within(target, score, self.k).to(count_RN) / count_RN.sum(1)
