@@ -15,7 +15,7 @@ from trainer.catalog import CATALOG
 from trainer.check import load_spec
 from trainer.errors import Fault, SpecError
 
-GONE = object()
+GONE = ...  # a name that looks the same in every process
 BALANCERS = ", ".join(sorted(CATALOG["balancer"]))
 METRICS = ", ".join(sorted(CATALOG["metric"]))
 DATASETS = ", ".join(sorted(CATALOG["dataset"].keys() - {"python"}))
