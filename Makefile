@@ -25,7 +25,7 @@ run: .venv/.runtime
 	$(BIN)/cotrain run $(SPEC)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 # by their short names, or as COTRAIN_TEST_... in the environment
 CLUSTER_TEST := CODE ROOT STORAGE POD_ENDPOINT ADDRESS NAMESPACE WAIT_S
