@@ -69,6 +69,14 @@ def settings() -> dict[str, Setting]:
     columns = lambda **image: {"image": {"kind": "image", "size": [16, 16], **image}, "digit": ten}  # noqa: E731
     small = {"kind": "digits", "columns": columns(shape=[1, 8, 8], range=[0, 16])}
     large = {"kind": "mnist", "columns": columns(shape=[1, 28, 28], range=[0, 1])}
+    reviews = example(
+        "02-reviews.yaml",
+        models={"encoder": {"kind": "text_transformer", "width": 32, "layers": 1, "heads": 2, "dropout": 0.1}},
+        phases={"joint": {"steps": 300}},
+        train={"batch": 64},
+    )
+    reviews["data"]["reviews"]["columns"]["text"] |= {"max_tokens": 32, "vocab_size": 2048}
+    reviews["train"].pop("early_stop")
     targets = [name for name in eight_tasks.COLUMNS if name != "image"]
     eight = {
         "name": "eight-tasks",
@@ -99,6 +107,9 @@ def settings() -> dict[str, Setting]:
             draws=4,
             gram="last_layer",
             skip=frozenset({"grad_drop"}),  # their gradients never meet at the representation
+        ),
+        "reviews": Setting(
+            "Clothing reviews: four tasks on one text (after `examples/02-reviews.yaml`)", reviews, [1e-3, 3e-3, 1e-2], draws=4
         ),
     }
 
