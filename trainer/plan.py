@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.sources import code_of
 from trainer.spec import JointSpec, Train, digest
 
 
@@ -163,7 +164,7 @@ def _in_turn(spec: JointSpec, task: str, before: Sequence[str], rows: Mapping[st
 
 
 def train_relevant(spec: JointSpec) -> dict[str, Any]:
-    """The part of a document that a trained model depends on: what a training key is made from."""
+    """The part of a document that a trained model depends on, and the user's own code in it: what a training key is made from."""
     document = spec.to_json()
     train = {name: value for name, value in document["train"].items() if name != "checkpoint"}
     # an elastic run may end on fewer ranks than it began with: it must not be taken for one that had all of them
@@ -177,6 +178,8 @@ def train_relevant(spec: JointSpec) -> dict[str, Any]:
         "rounds": spec.rounds,
         "train": train,
         "ranks": [spec.cluster.nodes, spec.cluster.processes_per_node, spec.cluster.gpus_per_node, *elastic],
+        # datasets count by what comes of them
+        "code": code_of({name: document[name] for name in ("models", "tasks", "phases", "train")}),
     }
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
-import sys
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from trainer import sources
 from trainer.errors import one_of
 
 
@@ -30,7 +29,7 @@ def trouble(reference: str) -> tuple[str, str] | None:
         if depth > 1 and (spec is None or spec.submodule_search_locations is None):
             return f"module '{'.'.join(parts[: depth - 1])}' is no package", "write package.module:function"
         where = list(spec.submodule_search_locations or []) if spec and depth > 1 else None
-        spec = _find(full, where)
+        spec = sources.find(full, where)
         if spec is None:
             found_in = f"package '{'.'.join(parts[: depth - 1])}'" if depth > 1 else "the Python path or the current folder"
             return f"there is no module '{full}' in {found_in}", "install its package, or run where it lies"
@@ -47,21 +46,6 @@ def trouble(reference: str) -> tuple[str, str] | None:
         return None
     known = [made.name for made in tree.body if isinstance(made, ast.FunctionDef | ast.ClassDef)]
     return f"module '{module}' defines no '{name}'", one_of(name, known)
-
-
-def _find(name: str, where: list[str] | None) -> ModuleSpec | None:
-    if where is None:
-        spec = PathFinder.find_spec(name, [os.getcwd(), *sys.path])
-        if spec is not None:
-            return spec
-    for finder in sys.meta_path:
-        try:
-            spec = finder.find_spec(name, where)
-        except (ImportError, AttributeError, ValueError):
-            continue
-        if spec is not None:
-            return spec
-    return None
 
 
 def _names(node: ast.AST) -> Iterator[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +13,7 @@ from trainer.catalog import load
 from trainer.datasets import files
 from trainer.errors import DataError, UserError
 from trainer.parts import Dataset
+from trainer.sources import source_digest
 
 _ROWS = 1024
 
@@ -47,16 +46,14 @@ class PythonDataset(Dataset):
             yield _batch(held, columns, self.kind)
 
     def fingerprint(self) -> str:
-        """A digest of the source of the function's module and of what `uri` names. Modules that it imports don't count."""
+        """A digest of the function's source (`trainer.sources`) and of what `uri` names."""
         load_error = "correct `kind`: it is `package.module:function`"
         try:
             load(self.kind)  # so that what can't be imported is said now
-            spec = importlib.util.find_spec(self.kind.partition(":")[0])
         except (ImportError, AttributeError, ValueError) as error:
             raise DataError.at(self.kind, f"can't be loaded: {error}", load_error) from error
-        code = Path(spec.origin).read_bytes() if spec and spec.origin and Path(spec.origin).is_file() else b""
         behind = files.fingerprint(self.uri, ("",)) if self.uri else ""
-        return hashlib.sha256(code + behind.encode()).hexdigest()
+        return hashlib.sha256(f"{source_digest(self.kind)} {behind}".encode()).hexdigest()
 
     def _rows(self) -> Iterator[Any]:
         remedy = f"correct the function, or its `args`: {self.args}"
