@@ -43,6 +43,8 @@ class Cause:
     faults: tuple[Fault, ...] = ()
     users: bool = False
     """Somebody who is not us can put it right."""
+    final: bool = False
+    """The job was tried as often as it may be, or waited for as long as it is: the same again would end the same."""
     earlier: tuple[str, ...] = ()
     """What was survived before: restarts and suspensions."""
 
@@ -136,6 +138,7 @@ def _of_end(situation: Situation, end: Ended, logs: Mapping[str, str]) -> Cause:
             remedy="raise cluster.memory_gib_per_node, or lower train.batch; /dev/shm counts as memory too",
             traceback=lines,
             users=True,
+            final=True,
         )
     if end.asked:
         return replace(
@@ -152,7 +155,9 @@ def _of_end(situation: Situation, end: Ended, logs: Mapping[str, str]) -> Cause:
         if found and word["message"] and found.error.endswith(word["message"].splitlines()[-1]):
             trace = found.text  # the word may have room for its end only
         remedy = faults[0].remedy if faults else "see the traceback; the whole log is in the log of this step"
-        return replace(cause, reason=word["type"], finding=word["message"], remedy=remedy, traceback=trace, faults=faults)
+        # what a preflight finds, a store or a network has may be gone in a minute
+        final = not (end.preparing or word["type"] in ("StoreError", "LaunchError") or is_echo(word["message"]))
+        return replace(cause, reason=word["type"], finding=word["message"], remedy=remedy, traceback=trace, faults=faults, final=final)
     if end.preparing:
         said = last_lines(log or end.message, 5)
         return replace(
@@ -169,6 +174,7 @@ def _of_end(situation: Situation, end: Ended, logs: Mapping[str, str]) -> Cause:
             finding=found.error,
             remedy="see the traceback; the whole log is in the log of this step",
             traceback=found.text,
+            final=not is_echo(found.error),
         )
     signal = _SIGNALS.get(end.exit_code)
     if signal:
@@ -234,7 +240,7 @@ def _of_block(situation: Situation, gave_up: str | None) -> Cause:
     verdict: Verdict = "failed" if gave_up else "waiting"
     finding = f"{message} ({gave_up})" if gave_up else message
     who = _who(situation, index, None, None) if pod else ""
-    return Cause(verdict, reason, finding, remedy, who=who, pod=pod, look=look, users=True)
+    return Cause(verdict, reason, finding, remedy, who=who, pod=pod, look=look, users=True, final=bool(gave_up))
 
 
 def _deadline(situation: Situation) -> Cause | None:
@@ -247,7 +253,7 @@ def _deadline(situation: Situation) -> Cause | None:
 
 def _too_long(finding: str) -> Cause:
     remedy = "raise cluster.deadline_hours, or train less; run again and it goes on from its last saved state"
-    return Cause("failed", "DeadlineExceeded", finding, remedy, users=True)
+    return Cause("failed", "DeadlineExceeded", finding, remedy, users=True, final=True)
 
 
 def _untold(situation: Situation) -> Cause:
@@ -324,9 +330,9 @@ def _tail(message: str, chars: int = 300) -> str:
 
 
 def as_error(cause: Cause, situation: Situation) -> CotrainError:
-    """The exception that a step ends with; its `markdown` is the page that says it at length."""
+    """The exception that a step ends with; its `markdown` is the page that says it at length, `final` that no other try will help."""
     error = _error(cause, situation)
-    error.markdown = as_markdown(cause, situation)  # type: ignore[attr-defined]
+    error.markdown, error.final = as_markdown(cause, situation), cause.final  # type: ignore[attr-defined]
     return error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,6 +22,7 @@ from trainer.errors import LaunchError
 from trainer.observe import emit
 
 if TYPE_CHECKING:
+    from components.follow import Followed
     from components.target import Target
     from trainer.results import Result
 
@@ -45,11 +46,11 @@ _API = {
 _CLUSTER_WIDE = ("nodes", "clusterqueues")
 
 
-def train_there(root: str, request: dict[str, Any], target: Target) -> Result:
+def train_there(root: str, request: dict[str, Any], target: Target, told: Callable[[Followed], None] | None = None) -> Result:
     """The result of a training request: found, or trained now by a job of the cluster; see `components.there`."""
     from components.there import train
 
-    return train(Cluster.connect(target.namespace), root, request, target)
+    return train(Cluster.connect(target.namespace), root, request, target, told=told)
 
 
 class Refused(Exception):

@@ -21,6 +21,9 @@ LOG = "COTRAIN_LOG"
 RUN = "COTRAIN_RUN_ID"
 """The id of the pipeline run that a step belongs to. Set on a cluster, where steps share no disk."""
 _SHOWN_CHARACTERS = 20_000
+FINAL_S = 900.0
+"""How long a failure that was final keeps the same step of the same run from being done again: longer than a pipeline server takes
+to try it as often as it was told to, and not much longer, for whoever retries a run by hand may have put something right."""
 
 
 @contextmanager
@@ -28,18 +31,20 @@ def step(name: str, root: str, **fields: Any) -> Iterator[dict[str, Any]]:
     """Emit events around a step; the body may add fields to the last one (`reused`).
 
     SIGTERM, or the end of the command, ends the step by an exception, so that it cleans up. What goes wrong in a run on a
-    cluster is left below `root` for its last step to tell.
+    cluster is left below `root` for its last step to tell. A pipeline server tries again whatever failed; what has failed for
+    good ends at once then, with the same words.
     """
     _write_to(os.environ.get(LOG))
     signal.signal(signal.SIGTERM, _stop)
     follow()
     try:
         with timed(name, **fields) as found:
+            _not_again(root, name, fields)
             yield found
     except Exception as error:
         leave_word(name, error)
-        about = " ".join(str(fields[field]) for field in ("dataset", "role", "task") if fields.get(field))
-        _leave_cause(root, f"{name} {about}".strip(), error)
+        if not isinstance(error, _Again):
+            _leave_cause(root, name, fields, error)
         raise
 
 
@@ -49,15 +54,20 @@ def run_id() -> str:
 
 
 def causes_page(root: str, state: str) -> str:
-    """Why the run that this process is a step of failed, as Markdown; what failed first comes first."""
+    """What came of the run that this process is a step of, as Markdown: the verdict on each task, or why it failed, first things first."""
     _write_to(os.environ.get(LOG))
     follow()
     if not run_id():
         return "Nothing is kept of single steps on one machine: the log of the command has it all.\n" if state != "SUCCEEDED" else _WELL
-    store = open_store(root)
-    found = sorted((json.loads(store.read(key)) for key in store.list(f"causes/{run_id()}")), key=lambda cause: cause["time"])
+    from trainer.outcomes import causes, outcome_of
+
+    found = causes(root, run_id())
     if state == "SUCCEEDED":
-        return _WELL  # what failed was retried with success
+        outcome = outcome_of(root, run_id())
+        parts = _verdict(root, outcome) if outcome else [_WELL]
+        if found:
+            parts += ["## Survived\n", *(f"### {cause['step']}\n\n{cause['said']}\n" for cause in found)]
+        return "\n".join(parts)
     if not found:
         return "No step said why. Look at the pods of the step that failed: it may never have started, or was killed.\n"
     return "\n".join(f"## {cause['step']}\n\n{cause['said']}\n" for cause in found)
@@ -66,7 +76,33 @@ def causes_page(root: str, state: str) -> str:
 _WELL = "Nothing failed.\n"
 
 
-def _leave_cause(root: str, name: str, error: Exception) -> None:
+def _verdict(root: str, outcome: dict[str, Any]) -> list[str]:
+    from trainer.flow import verdict
+
+    said = "\n".join(f"- {line}" for line in verdict(root, outcome))
+    refused = "\n".join(f"- {reason}" for reason in outcome["reasons"])
+    return [
+        f"# {'Published' if outcome['published'] else 'Trained and judged'}: {outcome['name']}\n",
+        f"{said}\n",
+        *([f"## Nothing was published: a gate said no\n\n{refused}\n"] if not outcome["published"] else []),
+    ]
+
+
+class _Again(CotrainError):
+    """Was tried before in this run, and failed for good."""
+
+
+def _not_again(root: str, name: str, fields: dict[str, Any]) -> None:
+    import time
+
+    from trainer.outcomes import causes
+
+    for cause in causes(root, run_id()) if run_id() else ():
+        if cause.get("final") and (cause["name"], cause["fields"]) == (name, fields) and time.time() - cause["time"] < FINAL_S:
+            raise _Again(f"{cause['text']}\n(failed for good in this run, and is not tried again; a new run tries it)")
+
+
+def _leave_cause(root: str, name: str, fields: dict[str, Any], error: Exception) -> None:
     if not run_id():
         return
     import time
@@ -75,10 +111,20 @@ def _leave_cause(root: str, name: str, error: Exception) -> None:
     text = str(error) if isinstance(error, CotrainError) else "".join(traceback.format_exception(error))
     text = text[-_SHOWN_CHARACTERS:]
     fenced = "```text\n" + text.replace("```", "'''") + "\n```"
-    faults = [vars(fault) for fault in error.faults] if isinstance(error, UserError) else []
-    cause = {"time": time.time(), "step": name, "said": getattr(error, "markdown", None) or fenced, "text": text, "faults": faults}
+    about = " ".join(str(fields[field]) for field in ("dataset", "role", "task") if fields.get(field))
+    step = f"{name} {about}".strip()
+    cause = {
+        "time": time.time(),
+        "step": step,
+        "name": name,
+        "fields": fields,
+        "said": getattr(error, "markdown", None) or fenced,
+        "text": text,
+        "faults": [vars(fault) for fault in error.faults] if isinstance(error, UserError) else [],
+        "final": getattr(error, "final", False),
+    }
     with suppress(Exception):  # why the step failed matters more than that this could not be said
-        key = f"causes/{run_id()}/{name.replace(' ', '-')}-{os.environ.get('COTRAIN_POD_NAME', os.getpid())}.json"
+        key = f"causes/{run_id()}/{step.replace(' ', '-')}-{os.environ.get('COTRAIN_POD_NAME', os.getpid())}.json"
         open_store(root).write(key, json.dumps(cause).encode())
 
 

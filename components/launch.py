@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,50 @@ from trainer.results import Result, fetch
 if TYPE_CHECKING:
     from kfp.dsl import TaskConfig
 
+    from components.follow import Followed
+
 NAMESPACES = "COTRAIN_NAMESPACES"
 """Set to 1: each of several local nodes gets a network namespace and an address of its own."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A training run that is done, and how it went."""
+
+    result: Result
+    followed: Followed | None = None
+    """The job that trained it, if a cluster did so just now."""
+
+    @property
+    def work(self) -> dict[str, float]:
+        """What it cost, whoever trained it and when: hours from the first start to the last step, the same times its ranks, and of a
+        job that was followed the restarts and the hours in queues.
+        """
+        said = self.result.json("result.json")
+        hours = said["seconds"]["total"] / 3600
+        found = {"hours": hours, f"{'GPU' if said['device'] == 'cuda' else 'rank'} hours": hours * said["ranks"]}
+        if self.followed:
+            found |= {"restarts": float(self.followed.situation.restarts), "hours in queues": self.followed.situation.queue_s / 3600}
+        return {name: round(value, 6) for name, value in found.items()}
+
+    @property
+    def page(self) -> str:
+        """How it went, as Markdown."""
+        if self.followed:
+            return self.followed.markdown
+        return "It was trained before: nothing was launched.\n" if self.result.reused else "It was trained by processes of this step.\n"
+
+
+def launch(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig | None = None) -> Launched:
+    """The result of a training request, found or trained now where its document says, and how that went; see `train`."""
+    jobs: list[Followed] = []
+    if launcher_of(request["spec"]["cluster"]) == "local":
+        return Launched(train_here(root, request))
+    from components.cluster import train_there
+
+    target = Target.from_environment(root, **(asked(pods) | ({"image": image} if image else {})))
+    result = train_there(root, request, target, jobs.append)
+    return Launched(result, jobs[-1] if jobs else None)
 
 
 def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig | None = None) -> Result:
@@ -40,11 +83,7 @@ def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig 
         image: image of the pods that train, if there are any; empty: what COTRAIN_IMAGE says.
         pods: what a pipeline asks for on behalf of those pods.
     """
-    if launcher_of(request["spec"]["cluster"]) == "local":
-        return train_here(root, request)
-    from components.cluster import train_there
-
-    return train_there(root, request, Target.from_environment(root, **(asked(pods) | ({"image": image} if image else {}))))
+    return launch(root, request, image, pods).result
 
 
 def asked(pods: TaskConfig | None) -> dict[str, Any]:

@@ -101,7 +101,15 @@ def plan_independent(prepared: List[dict], root: str) -> list:
 
 
 @launches
-def train(run: dict, root: str, image: str, model: dsl.Output[dsl.Model], pods: dsl.TaskConfig = None) -> dict:
+def train(
+    run: dict,
+    root: str,
+    image: str,
+    model: dsl.Output[dsl.Model],
+    work: dsl.Output[dsl.Metrics],
+    job: dsl.Output[dsl.Markdown],
+    pods: dsl.TaskConfig = None,
+) -> dict:
     """Train one run, or find that it was trained. Nothing happens for an item without a key.
 
     Args:
@@ -109,10 +117,12 @@ def train(run: dict, root: str, image: str, model: dsl.Output[dsl.Model], pods: 
         root: Where results are kept.
         image: Image of the pods that train; empty: that of this step.
         model: Where the trained model is.
+        work: What it cost: hours, hours of all ranks, restarts, hours in queues.
+        job: How the job went, and what it survived.
         pods: What was asked for on this step, for the pods that train.
     """
     from components.guard import step
-    from components.launch import train as launch
+    from components.launch import launch
     from trainer.flow import uri_of
     from trainer.requests import read_request
 
@@ -120,8 +130,13 @@ def train(run: dict, root: str, image: str, model: dsl.Output[dsl.Model], pods: 
         return run
     request = read_request(root, run["key"])
     with step("train", root, role=request["role"], task=request["task"], seed=request["seed"], key=run["key"]) as found:
-        found["reused"] = launch(root, request, image, pods).reused
+        done = launch(root, request, image, pods)
+        found["reused"] = done.result.reused
         model.uri = uri_of(root, "train", run["key"])
+        for name, value in done.work.items():
+            work.log_metric(name, value)
+        with open(job.path, "w") as file:
+            file.write(done.page)
         return run
 
 
@@ -202,12 +217,12 @@ def report(outcome: dict, verdict: dict, prepared: List[dict], scores: List[dict
 
 @component
 def causes(status: dsl.PipelineTaskFinalStatus, root: str, page: dsl.Output[dsl.Markdown]) -> str:
-    """Say why a run failed, if it did. Runs last, whatever happened before.
+    """Say what came of a run: the verdict, or why it failed. Runs last, whatever happened before.
 
     Args:
         status: How the run ended.
         root: Where results are kept.
-        page: What each step that failed left, the first of them first.
+        page: The verdict on each task, or what each step that failed left, the first of them first.
     """
     from components.guard import causes_page
 

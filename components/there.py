@@ -23,7 +23,7 @@ from typing import Any
 from components import manifests as rendering
 from components.checks import faults
 from components.cluster import Cluster, Refused
-from components.follow import follow, resource_of
+from components.follow import Followed, follow, resource_of
 from components.patience import Patience
 from components.target import Target, launcher_of
 from components.watching import Interrupted
@@ -43,8 +43,15 @@ _PARTING_S = 20.0
 """How long a launcher that is stopped waits to see its pods go: it has not long to live itself."""
 
 
-def train(cluster: Cluster, root: str, request: Json, target: Target, patience: Patience | None = None) -> Result:
-    """The result of a training request: found, or trained now by a job of the cluster.
+def train(
+    cluster: Cluster,
+    root: str,
+    request: Json,
+    target: Target,
+    patience: Patience | None = None,
+    told: Callable[[Followed], None] | None = None,
+) -> Result:
+    """The result of a training request: found, or trained now by a job of the cluster. `told` is given what came of the job.
 
     Raises:
         LaunchError: what the cluster lacks or refuses, or what of its limits ended the job.
@@ -73,6 +80,8 @@ def train(cluster: Cluster, root: str, request: Json, target: Target, patience: 
             raise
     if ended.gave_up:
         withdraw(cluster, objects[-1])
+    if told:
+        told(ended)
     if ended.error:
         raise ended.error
     result = fetch(root, "train", request["key"])

@@ -11,11 +11,9 @@ from typing import Any
 from pipelines.compiled import compile_pipeline, version_of
 from pipelines.kfp_client import PARAMETER_CHARS, Kfp, fits
 from trainer.errors import CotrainError, Fault, GateFailed, Stopped, UserError
-from trainer.flow import keep_spec
-from trainer.outcomes import outcome, outcome_of
-from trainer.results import fetch
+from trainer.flow import keep_spec, verdict
+from trainer.outcomes import causes, outcome, outcome_of
 from trainer.spec import JointSpec
-from trainer.stores import open_store
 
 Json = dict[str, Any]
 EXPERIMENT = "cotrain"
@@ -181,28 +179,6 @@ def settled(root: str, run: Any, key: str | None = None) -> list[str]:
         reasons = "\n".join(f"    {reason}" for reason in found["reasons"])
         raise GateFailed("\n".join([*lines, f"nothing was published, a gate said no:\n{reasons}"]))
     return lines
-
-
-def verdict(root: str, found: Json) -> list[str]:
-    """What a finished run says of its tasks."""
-    from trainer.compare import sentence
-
-    result = fetch(root, "compare", found["verdict"])
-    if result is None:
-        raise CotrainError(f"results/compare/{found['verdict']} is gone from {root}: run again to make it anew")
-    published = [f"published: {found['published']}"] if found["published"] else []
-    return [
-        *sentence(result.json("verdict.json")),
-        f"report: {open_store(root).uri}/results/report/{found['report']}/report.html",
-        *published,
-    ]
-
-
-def causes(root: str, run: str) -> list[Json]:
-    """Why steps of a run failed, the first of them first: `step`, what it `said` as Markdown, the `text` of it, and its `faults`."""
-    store = open_store(root)
-    found = [json.loads(store.read(key)) for key in store.list(f"causes/{run}")]
-    return sorted(found, key=lambda cause: cause["time"])
 
 
 def _failed(root: str, run: str, state: str) -> None:

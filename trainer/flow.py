@@ -153,6 +153,18 @@ def write_page(outcome: Json, verdict: Json, prepared: Sequence[Json], scores: S
     )
 
 
+def verdict(root: str, found: Json) -> list[str]:
+    """What a finished run says of its tasks, by its outcome (`trainer.outcomes`)."""
+    from trainer.compare import sentence
+
+    published = [f"published: {found['published']}"] if found["published"] else []
+    return [
+        *sentence(_result(root, "compare", found["verdict"]).json("verdict.json")),
+        f"report: {uri_of(root, 'report', found['report'])}/report.html",
+        *published,
+    ]
+
+
 def _promoted(spec: JointSpec, root: str, joint: Sequence[str]) -> str | None:
     """The URI of the version to compare with, if there is one.
 

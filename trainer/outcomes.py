@@ -4,6 +4,10 @@ Written below the root by the last step of a run:
 
     outcomes/<key>.json        the last run that finished with this key
     outcomes/runs/<run>.json   the same, by the run's own id
+
+and by every step of it that fails:
+
+    causes/<run>/<step>-<pod>.json
 """
 
 from __future__ import annotations
@@ -88,6 +92,16 @@ def outcome(root: str, key: str) -> Json | None:
 def outcome_of(root: str, run: str) -> Json | None:
     """What came of a run by its id, as `outcome`."""
     return _read(root, f"runs/{run}") if named(run) else None
+
+
+def causes(root: str, run: str) -> list[Json]:
+    """What steps of a run have failed of, the first of them first.
+
+    `time` in seconds, the `step` in words, what it `said` as Markdown, the `text` of it, its `faults`; by its `name` and `fields` the
+    step that is to be done is known, and where that failure was `final` it isn't done again.
+    """
+    store = open_store(root)
+    return sorted((json.loads(store.read(key)) for key in store.list(f"causes/{run}")), key=lambda cause: cause["time"])
 
 
 def named(run: str) -> bool:

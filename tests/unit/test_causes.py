@@ -84,6 +84,26 @@ def test_a_fault_of_the_user_stays_one():
     assert isinstance(error, UserError) and [vars(f) for f in error.faults] == [fault]
 
 
+@pytest.mark.parametrize(
+    ("thing", "logs", "final"),
+    [
+        (pod(0, message=word("rank-0", "KeyError", "'digit'")), {}, True),
+        (pod(0, exit_code=2, message=word("rank-0", "DataError", "no rows", exit_code=2)), {}, True),
+        (pod(0, exit_code=137, reason="OOMKilled"), {}, True),
+        (pod(0), {"j-0": "Traceback (most recent call last):\n  File x\nValueError: no column x"}, True),
+        (pod(0, exit_code=2, message=word("rank-0", "StoreError", "can't be reached", exit_code=2)), {}, False),
+        (pod(0, init=True, exit_code=2, message=word("preflight of node 0", "LaunchError", "its clock is 60 s ahead")), {}, False),
+        (pod(0, message=word("rank-0", "RuntimeError", "Connection closed by peer [10.0.0.1]:4212")), {}, False),
+        (pod(0, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]), {}, False),
+        (pod(0, exit_code=137), {}, False),
+        (pod(0), {}, False),
+    ],
+)
+def test_what_the_user_has_to_put_right_is_final_and_what_machines_do_is_not(thing, logs, final):
+    found = situation(job(), thing)
+    assert as_error(cause_of(found, logs), found).final is final
+
+
 def test_ranks_that_stopped_have_not_failed():
     found = situation(job(), pod(0, exit_code=143, message=word("rank-0", "Stopped", "stopped at step 7")))
     assert isinstance(as_error(cause_of(found), found), Stopped)
@@ -162,7 +182,8 @@ def test_a_missing_secret_is_named():
     found = situation(job(failed=False), waiting("CreateContainerConfigError", 'secret "s3" not found'))
     cause = cause_of(found, gave_up="no better after 120 s")
     assert cause.verdict == "failed" and cause.reason == "CreateContainerConfigError"
-    assert 'secret "s3" not found' in str(as_error(cause, found))
+    error = as_error(cause, found)
+    assert 'secret "s3" not found' in str(error) and error.final
     assert found.waiting_for == 'j-0: CreateContainerConfigError: secret "s3" not found'
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 from cluster_jobs import connect, furnish, player, request, target
 from kube_server import serving
 from recorded_streams import VERDICTS, recording
 
 from components import follow, there
+from components.launch import Launched
 from components.patience import Patience
 from trainer.errors import CotrainError, LaunchError
 
@@ -24,11 +28,11 @@ def kube(monkeypatch):
         yield server
 
 
-def launch(kube, name, tmp_path, monkeypatch):
+def launch(kube, name, tmp_path, monkeypatch, told=None):
     asked = request(queue="lq") if name == "kueue-queued" else request()
     kube.controller = player(kube, name, tmp_path / "root", asked["key"])
     cluster = connect(kube, tmp_path, monkeypatch)
-    return there.train(cluster, str(tmp_path / "root"), asked, target(tmp_path / "root"), SOON.get(name))
+    return there.train(cluster, str(tmp_path / "root"), asked, target(tmp_path / "root"), SOON.get(name), told)
 
 
 @pytest.mark.parametrize("name", VERDICTS)
@@ -73,6 +77,19 @@ def test_the_log_says_what_is_waited_for_and_what_rank_0_says(kube, tmp_path, mo
     told = capsys.readouterr().out
     assert told.count("step 0 rank 0\n") == told.count("step 4 rank 0\n") == 1
     assert "rank 1" not in told
+
+
+def test_a_job_that_went_well_is_told_with_what_it_survived_and_what_it_cost(kube, tmp_path, monkeypatch):
+    jobs = []
+    result = launch(kube, "kueue-queued", tmp_path, monkeypatch, jobs.append)
+    (result.folder / "result.json").write_text(json.dumps({"seconds": {"total": 1800.0}, "ranks": 16, "device": "cuda"}))
+    done = Launched(result, jobs[0])
+    assert done.page.startswith("# Training succeeded\n")
+    assert "in queues" in done.page
+    assert done.work.keys() == {"hours", "GPU hours", "restarts", "hours in queues"}
+    assert (done.work["hours"], done.work["GPU hours"], done.work["restarts"]) == (0.5, 8.0, 0.0)
+    assert done.work["hours in queues"] > 0
+    assert Launched(replace(result, reused=True)).page == "It was trained before: nothing was launched.\n"
 
 
 def test_the_logs_of_all_ranks_are_there_for_the_asking(kube, tmp_path, monkeypatch, capsys):

@@ -6,12 +6,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from components.guard import causes_page
+from components.guard import FINAL_S, causes_page
+from trainer.outcomes import record
+from trainer.results import keyed
 
+VERDICT = {
+    "tasks": {
+        "digit": {
+            "metric": "accuracy", "joint": {"value": 0.9}, "vs_independent": None, "vs_champion": None,
+            "champion_note": "", "champion_status": "none",
+        }
+    },
+    "cost": {"joint": None, "independent": None}, "gate": {"checks": []},
+}  # fmt: skip
 FAIL = """
 import sys
 from components.guard import step
@@ -26,12 +38,20 @@ with step("train", root, role="joint", task=None):
         raise error
     if kind == "bug":
         raise KeyError("```secret```")
+    if kind == "final":
+        error = CotrainError("rank 1 failed first: no")
+        error.final = True
+        raise error
 """
 
 
+def step(root: Path, kind: str, pod: str = "pod-1", run: str = "run-7") -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"COTRAIN_RUN_ID": run, "COTRAIN_POD_NAME": pod, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([sys.executable, "-c", FAIL, str(root), kind], env=env, capture_output=True, text=True, check=False)
+
+
 def fail(root: Path, kind: str, pod: str = "pod-1") -> int:
-    env = os.environ | {"COTRAIN_RUN_ID": "run-7", "COTRAIN_POD_NAME": pod, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run([sys.executable, "-c", FAIL, str(root), kind], env=env, capture_output=True, check=False).returncode
+    return step(root, kind, pod).returncode
 
 
 @pytest.fixture
@@ -63,7 +83,41 @@ def test_the_first_failure_comes_first_and_what_a_retry_mended_is_not_told(tmp_p
     fail(tmp_path, "told", "pod-a")
     page = causes_page(str(tmp_path), "FAILED")
     assert page.index("is empty") < page.index("### rank 1")
+
+
+def test_a_run_that_succeeded_says_so_on_each_task_and_what_it_survived(tmp_path, run):
     assert causes_page(str(tmp_path), "SUCCEEDED") == "Nothing failed.\n"
+    fail(tmp_path, "told")
+    verdict = keyed(str(tmp_path), "compare", "v" * 24, lambda folder: (folder / "verdict.json").write_text(json.dumps(VERDICT)) and None)
+    said = {"name": "digits", "verdict": verdict.key, "report": "r", "published": "", "reasons": ["worst_drop: digit lost 0.3"]}
+    record(str(tmp_path), "k" * 24, "run-7", **said)
+    page = causes_page(str(tmp_path), "SUCCEEDED")
+    assert page.startswith("# Trained and judged: digits\n")
+    assert "- digit: accuracy 0.9, compared with nothing\n" in page
+    assert "results/report/r/report.html" in page
+    assert "a gate said no\n\n- worst_drop: digit lost 0.3\n" in page
+    assert page.index("## Survived") < page.index("### rank 1")
+    record(str(tmp_path), "k" * 24, "run-7", **said | {"published": "s3://models/digits/versions/1", "reasons": []})
+    page = causes_page(str(tmp_path), "SUCCEEDED")
+    assert page.startswith("# Published: digits\n")
+    assert "- published: s3://models/digits/versions/1\n" in page
+
+
+def test_what_has_failed_for_good_is_not_done_again_in_its_run(tmp_path):
+    assert "rank 1 failed first: no" in step(tmp_path, "final").stderr
+    again = step(tmp_path, "well", "pod-2")
+    assert again.returncode == 1
+    assert "rank 1 failed first: no\n(failed for good in this run" in again.stderr
+    assert len(list(tmp_path.glob("causes/run-7/*.json"))) == 1
+    assert step(tmp_path, "well", run="run-8").returncode == 0
+    (file,) = tmp_path.glob("causes/run-7/*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"time": time.time() - FINAL_S - 1}))  # somebody retries it by hand
+    assert step(tmp_path, "well", "pod-3").returncode == 0
+
+
+def test_what_may_go_away_by_itself_is_tried_again(tmp_path):
+    fail(tmp_path, "user")
+    assert step(tmp_path, "well", "pod-2").returncode == 0
 
 
 def test_a_failure_that_left_no_word_is_told_as_such(tmp_path, run):

@@ -69,8 +69,8 @@ def test_metrics_confusions_and_the_report_are_artifacts_of_the_kinds_that_kfp_s
     }
     assert kinds == {
         "prepare": {"system.Dataset"},
-        "train": {"system.Model"},
-        "train-2": {"system.Model"},
+        "train": {"system.Model", "system.Metrics", "system.Markdown"},
+        "train-2": {"system.Model", "system.Metrics", "system.Markdown"},
         "evaluate": {"system.Metrics", "system.ClassificationMetrics"},
         "compare": {"system.Metrics"},
         "publish": {"system.Model"},
