@@ -166,4 +166,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # before there are ranks to pass it on to: the first process of a container is not ended by a signal that it doesn't handle
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
     sys.exit(main())

@@ -1,8 +1,9 @@
 """Whether the nodes of a run can talk to each other: they meet, say what each found, add up a number and compare clocks.
 
 Node 0 keeps a table (a TCPStore) next to the port that torchrun will use; the others come to it. Who waits says for whom. A peer
-that is not there yet (no address, nothing listens) is waited for, since pods start when they can; one that is there and can't
-be reached is a fault within a minute.
+that is not there yet is waited for: without an address, which a pod has none of as long as no machine has room for it, for as long
+as it takes; with one, but not listening, for as long as a meeting allows. One that is there and can't be reached is a fault within a
+minute.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ SKEW_S = 30.0
 """Clocks that differ by more are a fault: logs and deadlines contradict each other, and stores refuse requests."""
 _SAY_S = 10.0
 _CONNECT_S = 3.0
+_SOON_S = 60.0
+"""Peers that come within this are seen at once; after that it may be hours, and name servers are asked less often."""
 _PART_S = 10.0
 _NETWORK = (
     "allow all TCP ports between the pods of a training job: NetworkPolicy (k8s/components/network-policy does), service mesh, firewall"
@@ -36,7 +39,7 @@ _NETWORK = (
 
 @dataclass(frozen=True)
 class Meeting:
-    """Which node this is, of how many, and where they meet. `wait_s`: how long peers have to start."""
+    """Which node this is, of how many, and where they meet. `wait_s`: how long peers have to start once they have an address."""
 
     node: int
     nodes: int
@@ -59,6 +62,18 @@ class Meeting:
         """The host name of a node, where it follows from that of node 0 (`job-node-0-0.job`)."""
         found = re.fullmatch(r"(.*[a-z][a-z0-9-]*-)0((?:\.[a-z][^:]*)?)", self.host)
         return f"{found[1]}{node}{found[2]}" if found else None
+
+    def unplaced(self, node: int) -> bool:
+        """Whether a node has no address yet. Where this one's own name has none either, names say nothing."""
+        own, other = self.name_of(self.node), self.name_of(node)
+        return bool(own and other) and not _has_address(str(other)) and _has_address(str(own))
+
+
+def _has_address(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except socket.gaierror as error:
+        return error.errno == socket.EAI_AGAIN  # no answer is no answer
 
 
 def reach(host: str, port: int) -> str:
@@ -117,17 +132,19 @@ def _at_table(meeting: Meeting, found: Sequence[Fault], gpu: bool, say: Callable
 
 def _come(meeting: Meeting, say: Callable[[str], None]) -> Fault | None:
     """Wait until node 0 listens."""
-    started = said = time.monotonic()
+    started = said = last = time.monotonic()
+    waited_s = 0.0
     bad_since: float | None = None
     while (state := reach(meeting.host, meeting.port)) != "open":
         now = time.monotonic()
+        waited_s, last = waited_s + (0.0 if state == "unknown" and meeting.unplaced(0) else now - last), now
         bad_since = (bad_since or now) if state in ("silent", "dns") else None
         if now - said > _SAY_S:
             said = now
             say(f"node {meeting.node} waits for node 0 at {meeting.host}:{meeting.port}: {_WORDS[state]} ({now - started:.0f} s)")
-        if now - started > meeting.wait_s or (bad_since and now - bad_since > CUT_OFF_S):
+        if waited_s > meeting.wait_s or (bad_since and now - bad_since > CUT_OFF_S):
             return _unreachable(meeting, 0, f"{meeting.host}:{meeting.port}", state)
-        time.sleep(0.2)
+        time.sleep(0.2 if now - started < _SOON_S else 2.0)
     return None
 
 
@@ -160,24 +177,30 @@ def _absent(meeting: Meeting, node: int) -> Fault:
 
 
 def _gather(table: object, meeting: Meeting, what: str, nodes: Iterable[int], wait_s: float, say: Callable[[str], None]) -> list[int]:
-    """Wait until `nodes` have written `what`; who has not, when the time is up or one of them is seen to be cut off."""
-    started = said = time.monotonic()
+    """Wait until `nodes` have written `what`; who has not, when the time is up or one of them is seen to be cut off.
+
+    Of who has found what, node 0 keeps the time: time in which a missing node has no address is not counted.
+    """
+    started = said = last = time.monotonic()
+    waited_s, unplaced = 0.0, False
     silent: dict[int, float] = {}
     missing = list(nodes)
     while True:
         missing = [node for node in missing if not table.check([f"{what}/{node}"])]  # type: ignore[attr-defined]
         now = time.monotonic()
-        if not missing or now - started > wait_s:
+        waited_s, last = waited_s + (0.0 if unplaced else now - last), now
+        if not missing or (waited_s > wait_s and not (what == "found" and meeting.node)):
             return missing
         if what == "found" and table.check(["absent"]):  # type: ignore[attr-defined]
             return list(json.loads(table.get("absent")))  # type: ignore[attr-defined]
         if now - said > _SAY_S:
             said = now
+            unplaced = not meeting.node and any(meeting.unplaced(node) for node in missing[:4])
             say(f"node {meeting.node} waits for {_listed(missing)} of {meeting.nodes} nodes ({now - started:.0f} s)")
             silent = _still_silent(meeting, missing, silent, now)
             if any(now - since >= CUT_OFF_S for since in silent.values()):
                 return [node for node, since in silent.items() if now - since >= CUT_OFF_S]
-        time.sleep(0.05)
+        time.sleep(0.05 if now - started < _SOON_S else 0.5)
 
 
 def _still_silent(meeting: Meeting, missing: Sequence[int], before: Mapping[int, float], now: float) -> dict[int, float]:

@@ -6,16 +6,17 @@ Runs as an init container, `python3 -m trainer.preflight`, with torchrun's envir
     COTRAIN_GPUS_PER_NODE          0: no GPU is looked for
     COTRAIN_SHM_BYTES              what /dev/shm should have
     COTRAIN_MIN_NODES              where it is set nodes may come and go, and are not waited for
-    COTRAIN_PREFLIGHT_WAIT_S       how long peers have to start; default 900
+    COTRAIN_PREFLIGHT_WAIT_S       how long peers have to start once a machine has room for them; default 900
     COTRAIN_TERMINATION_LOG        where the faults go besides
 
-Exit code 0, or 2 with every fault that was found.
+Exit code 0, 2 with every fault that was found, or 143 if it was asked to stop.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import uuid
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.errors import Fault, LaunchError, StoreError, UserError
-from trainer.node import TERMINATION_LOG, message, trained
+from trainer.node import STOPPED, TERMINATION_LOG, message, trained
 from trainer.observe import word_of
 from trainer.peers import SKEW_S, Meeting, meet
 from trainer.stores import open_store
@@ -161,6 +162,8 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    # the first process of a container is not ended by a signal that it doesn't handle: the pod would stay for its whole grace period
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(STOPPED))
     code = main()
     sys.stdout.flush()
     os._exit(code)  # threads of the process group may still wait for a peer that is gone
