@@ -93,7 +93,7 @@ def race(uri: str, *trains: str) -> list[int]:
     start = time.time() + 0.3
 
     def work(train: str) -> None:
-        time.sleep(start - time.time())
+        time.sleep(max(0, start - time.time()))
         publish(Path(train), verdict(), uri)
 
     children = [in_process(lambda train=train: work(train)) for train in trains]

@@ -124,7 +124,7 @@ def promote(verdict: Json, scores: Sequence[Json], root: str) -> tuple[Json, boo
     if not found["gate"]["passed"]:
         reasons = [check["says"] for check in found["gate"]["checks"] if not check["passed"]]
         return {"published": "", "version": "", "promoted": False, "reasons": reasons}, False
-    done = publish(_result(root, "train", scores[0]["joint"][0]).folder, found, spec.publish.store or root)
+    done = publish(_result(root, "train", scores[0]["joint"][0]).folder, found, spec.publish.store or root, spec.publish.models)
     return {"published": done.uri, "version": done.version, "promoted": True, "reasons": []}, done.champion_before == done.version
 
 

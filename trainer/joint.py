@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -253,11 +253,14 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def build(spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, seed: int = 0) -> Joint:
+def build(
+    spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, seed: int = 0, models_kept: Collection[str] | None = None
+) -> Joint:
     """A freshly initialised module for some tasks of a resolved document (default: all).
 
     Each model and head is initialised from (seed, its name) alone, so that joint and independent
-    training start from the same weights.
+    training start from the same weights. With `models_kept` other models are left out: what is published has those alone that
+    predictions need.
     """
     named = list(spec.tasks if tasks is None else tasks)
     needed = {other for name in named for other in spec.reads(name)}
@@ -269,12 +272,12 @@ def build(spec: JointSpec, fitted: Fitted, tasks: Sequence[str] | None = None, s
         for name, task in chosen.items():
             columns, objective = fitted[task.data], task.objective
             for model, inputs in spec.models_of(name).items():
-                if model not in models:
+                if model not in models and (models_kept is None or model in models_kept):
                     torch.manual_seed(seed_of(seed, "models", model))
                     models[model] = spec.models[model].build([columns[column] for column in inputs])
             torch.manual_seed(seed_of(seed, "heads", name))
             widths, tokens = (
-                {model: getattr(models[model], features) for model in spec.models_of(name) if hasattr(models[model], features)}
+                {model: getattr(models[model], features) for model in spec.models_of(name) if hasattr(models.get(model), features)}
                 for features in ("out_features", "token_features")
             )
             own = objective.head(Site(name, task.model, task.inputs, task.target, columns, widths, tokens))  # type: ignore[union-attr,arg-type]

@@ -312,6 +312,10 @@ class Objective(Part):
         """Those of `models` that learn from it where a phase doesn't say."""
         return list(self.models())
 
+    def predicts_with(self) -> list[str]:
+        """Those of `models` that `scores` calls: the others are not published, for no prediction needs them."""
+        return list(self.models())
+
     def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
         """How many rows count: a float32 scalar, known before any forward pass."""
         raise NotImplementedError

@@ -71,11 +71,11 @@ def load(uri: str, device: str = "cpu") -> Predictor:
             said = manifest
             document, fitted = (json.loads((folder / file).read_text()) for file in ("spec.json", "preprocessing.json"))
             name, version = manifest["name"], manifest["key"]
-        tasks = list(said["tasks"])
+        tasks, models = list(said["tasks"]), said.get("models")
     except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
         remedy = "give the URI of a published model or of a training result"
         raise StoreError.at(place, f"holds no model ({type(error).__name__}: {error})", remedy) from error
-    spec, module = _module(place, document, fitted, tasks, folder / "model.safetensors", device)
+    spec, module = _module(place, document, fitted, tasks, models, folder / "model.safetensors", device)
     return Predictor(place, name, version, tasks, spec, fitted, module, device)
 
 
@@ -285,7 +285,7 @@ class Predictor:
 
 
 def _module(
-    place: str, document: Any, fitted: Fitted, tasks: list[str], weights: Path, device: str
+    place: str, document: Any, fitted: Fitted, tasks: list[str], models: list[str] | None, weights: Path, device: str
 ) -> tuple[JointSpec, Joint]:  # fmt: skip
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -294,7 +294,7 @@ def _module(
 
     try:
         spec = JointSpec.model_validate(document)
-        module = build(spec, fitted, tasks)
+        module = build(spec, fitted, tasks, models_kept=models)
         module.load_state_dict(load_file(weights))
     except (ImportError, AttributeError) as error:
         raise LaunchError.at(

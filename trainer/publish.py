@@ -11,7 +11,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ class Published:
     """The version that was the champion before; this one, if it was already."""
 
 
-def publish(train: Path, verdict: Json, store_uri: str) -> Published:
+def publish(train: Path, verdict: Json, store_uri: str, also: Collection[str] = ()) -> Published:
     """Put a trained model into a store and make it the champion. Done twice, it is done once.
 
     A version is named by two digests: of the model (weights, document, preprocessing), and of what is said about it
@@ -50,6 +50,7 @@ def publish(train: Path, verdict: Json, store_uri: str) -> Published:
         train: folder of a training result.
         verdict: `verdict.json` of its comparison.
         store_uri: a path, `file://` or `s3://`.
+        also: models to publish besides those that predictions need.
 
     Raises:
         GateFailed: if the verdict says that a gate did not pass.
@@ -62,9 +63,11 @@ def publish(train: Path, verdict: Json, store_uri: str) -> Published:
     spec = JointSpec.model_validate(run["spec"])
     needed = dict.fromkeys(spec.tasks[read].data for task in run["tasks"] for read in spec.reads(task))
     preprocessing = {data: run["fitted"][data] for data in needed}
-    model = digest(read_manifest(train)["files"][_WEIGHTS]["sha256"], run["spec"], preprocessing, run["tasks"])[:12]
+    models_kept = _models_kept(spec, run["tasks"], also)
+    # what the weights are cut down to is a function of the file and of these names
+    model = digest(read_manifest(train)["files"][_WEIGHTS]["sha256"], run["spec"], preprocessing, run["tasks"], models_kept)[:12]
     # everything in the folder is in its name: whoever writes to it writes the same bytes
-    version = f"{model}-{digest(verdict, run['key'], card(run, verdict, ''))[:8]}"
+    version = f"{model}-{digest(verdict, run['key'], card(run, verdict, '', models_kept))[:8]}"
     store, models = open_store(store_uri), f"models/{run['name']}"
     base, pointer = f"{models}/versions/{version}", f"{models}/champion.json"
 
@@ -75,11 +78,12 @@ def publish(train: Path, verdict: Json, store_uri: str) -> Published:
         folder = Path(scratch) / "version"
         folder.mkdir()
         if not _whole(store, base, Path(scratch) / "there"):
-            (folder / _WEIGHTS).symlink_to((train / _WEIGHTS).resolve())
+            _keep(train / _WEIGHTS, set(spec.models) - set(models_kept), folder / _WEIGHTS)
             for file, content in {"spec.json": run["spec"], "preprocessing.json": preprocessing, "metrics.json": verdict}.items():
                 (folder / file).write_text(json.dumps(content, indent=1))
-            (folder / "README.md").write_text(card(run, verdict, version))
-            write_manifest(folder, "model", version, name=run["name"], tasks=run["tasks"], train_key=run["key"])
+            (folder / "README.md").write_text(card(run, verdict, version, models_kept))
+            about = {"name": run["name"], "tasks": run["tasks"], "models": models_kept, "train_key": run["key"]}
+            write_manifest(folder, "model", version, **about)
             store.upload(folder, base)
     before = _promote(store, pointer, base, version)
     return Published(version, f"{store.uri}/{base}", before)
@@ -92,7 +96,28 @@ def champion(store_uri: str, name: str) -> dict[str, Any] | None:
     return {**found, "uri": f"{store.uri}/models/{name}/versions/{found['version']}"} if found else None
 
 
-def card(run: Json, verdict: Json, version: str) -> str:
+def _models_kept(spec: JointSpec, tasks: Sequence[str], also: Collection[str]) -> list[str]:
+    needed = {model for task in tasks for model in spec.predicts_with(task)} | set(also)
+    return [model for model in spec.models if model in needed]
+
+
+def _keep(weights: Path, left_out: set[str], into: Path) -> None:
+    """Weights without those of some models; the same bytes each time."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "numpy") as file:
+        names = list(file.keys())
+    kept = [name for name in names if not (name.startswith("models.") and name.split(".")[1] in left_out)]
+    if len(kept) == len(names):
+        into.symlink_to(weights.resolve())
+        return
+    from safetensors.torch import save_file
+
+    with safe_open(weights, "pt") as file:
+        save_file({name: file.get_tensor(name) for name in kept}, into)
+
+
+def card(run: Json, verdict: Json, version: str, models_kept: Sequence[str]) -> str:
     """The model card in Hugging Face's format: metadata with the results, then what a reader needs to know. Asks no network."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -131,6 +156,7 @@ def card(run: Json, verdict: Json, version: str) -> str:
             "name": name, "kind": spec["data"][name]["kind"], "digest": entry["digest"][:16],
             "rows": ", ".join(f"{count:,} {split} rows" for split, count in entry["rows"].items()),
         } for name, entry in run["data"].items()],
+        models=", ".join(models_kept), besides=", ".join(model for model in spec["models"] if model not in models_kept),
         hurt=f"Trained alone, a model is better at: {', '.join(hurt)}." if hurt else "",
     )  # fmt: skip
     return str(made.content).rstrip() + "\n"

@@ -67,19 +67,14 @@ def difference(role: str, found: Json) -> Json:
 
 
 def line(history: Iterable[Json], split: str, what: str, name: str) -> list[tuple[float, float]]:
-    """One quantity of one task over the steps of all phases, laid end to end: steps are counted anew in each phase."""
+    """One quantity of one task over the steps of all phases so far: each phase counts its own, and phases may take turns."""
     points: list[tuple[float, float]] = []
-    offset = last = 0.0
-    phase = None
+    done: dict[str, float] = {}
     for record in history:
-        step = number(record.get("step"))
-        if record.get("phase") != phase:
-            offset = last if step + offset <= last else offset
-            phase = record.get("phase")
-        last = max(last, step + offset)
+        done[str(record.get("phase"))] = number(record.get("step"))
         found = (record.get(what) or {}).get(name) if record.get("split") == split else None
         if found is not None:
-            points.append((step + offset, number(found)))
+            points.append((sum(done.values()), number(found)))
     return points
 
 

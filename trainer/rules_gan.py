@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.adversarial import Game
+from trainer.models.conv_critic import ConvCritic
+from trainer.objectives.gan_spot import GanSpot
 from trainer.places import Finding, Path, shown
 from trainer.rules import Draft, Rule
 from trainer.rules_joint import learning
@@ -65,7 +67,7 @@ def sides_learn_apart(draft: Draft) -> Iterator[Finding]:
             game = games.get(task)
             if game is None or found is None:
                 continue
-            wrong = (found[0] & set(game.models())) - set(game.trains())
+            wrong = (found[0] & {game.maker, game.critic}) - set(game.trains())
             if wrong:
                 side = " and ".join(shown(model) for model in sorted(wrong))
                 finding = f"trains {side} too, which task '{task}' ({game.kind}) would pull the wrong way"
@@ -73,4 +75,15 @@ def sides_learn_apart(draft: Draft) -> Iterator[Finding]:
                 break
 
 
-RULES: tuple[Rule, ...] = (models_play_their_parts, sides_agree, sides_learn_apart)
+def slopes_are_bounded(draft: Draft) -> Iterator[Finding]:
+    """The wasserstein loss has no least value unless something bounds the critic's slope."""
+    for _, path, game in _games(draft):
+        if not isinstance(game, GanSpot) or game.loss_kind != "wasserstein" or game.double_backward:
+            continue
+        critic = draft.models.get(game.critic)
+        if isinstance(critic, ConvCritic) and not critic.spectral_norm and draft.sound(("models", game.critic)):
+            finding = f"nothing bounds the slope of {shown(game.critic)}, so the wasserstein loss has no least value"
+            yield Finding((*path, "loss"), finding, "write gradient_penalty: 10, or spectral_norm: true in the critic")
+
+
+RULES: tuple[Rule, ...] = (models_play_their_parts, sides_agree, sides_learn_apart, slopes_are_bounded)

@@ -186,10 +186,13 @@ def gradients_stay_plain(draft: Draft) -> Iterator[Finding]:
         for task_name in draft.phase_tasks(phase) if looks else ():
             task = draft.tasks.get(task_name)
             if task is not None and task.objective is not None and task.objective.wide:
-                finding = (
-                    f"{balancer.kind} weighs gradients at one representation, and task '{task_name}' ({task.objective.kind}) reads several"
-                )
-                yield Finding(("phases", name, "balancer"), finding, "write equal, static, uncertainty or another that reads losses only")
+                where: Path = ("phases", name, "balancer")
+                reads = f"gradients at one representation, and task '{task_name}' ({task.objective.kind}) reads several"
+                if balancer.needs_gram or balancer.needs_grads:
+                    remedy = "write equal, static, uncertainty or another that reads losses only"
+                    yield Finding(where, f"{balancer.kind} weighs {reads}", remedy)
+                else:
+                    yield Finding((*where, "probe_every"), f"looks at {reads}", "remove it")
                 break
     if draft.train is None or draft.train.zero.stage < 3 or not draft.sound(("train", "zero")):
         return
@@ -199,6 +202,22 @@ def gradients_stay_plain(draft: Draft) -> Iterator[Finding]:
             yield Finding(("tasks", name, "objective"), finding, "set train.zero.stage to 2 or less, or choose another loss")
 
 
+def published_models_are_kept(draft: Draft) -> Iterator[Finding]:
+    """Models published besides those that predictions need are part of a result: a task that is judged uses them."""
+    if draft.publish is None or not draft.publish.models or not draft.complete("tasks"):
+        return
+    judged = [task for _, task in draft.readable() if task.metrics != [] and (task.objective is None or task.objective.judges != "")]
+    kept = {model for task in judged for model in draft.models_of(task)}
+    for i, model in enumerate(draft.publish.models):
+        path: Path = ("publish", "models", i)
+        if model not in draft.models and draft.listed("models"):
+            yield Finding(path, f"no model is called {shown(model)}", one_of(model, draft.models))
+        elif model in draft.publish.models[:i]:
+            yield Finding(path, f"model {shown(model)} is named twice", "name it once")
+        elif model in draft.models and model not in kept:
+            yield Finding(path, f"no task that is judged uses model {shown(model)}, so a result does not hold it", one_of(model, kept))
+
+
 RULES: tuple[Rule, ...] = (
     tasks_are_whole,
     objectives_find_what_they_read,
@@ -206,4 +225,5 @@ RULES: tuple[Rule, ...] = (
     rounds_fit,
     syncs_follow_what_learns,
     gradients_stay_plain,
+    published_models_are_kept,
 )

@@ -142,6 +142,7 @@ class Publish(Section):
     """Where a model that passed goes."""
 
     store: str | None = Field(None, description="`file://`, a path or `s3://bucket/prefix`. Default: where the run keeps its results.")
+    models: list[str] = Field([], description="Models published besides those that predictions need, such as a generator's critic.")
 
 
 class Observe(Section):
@@ -276,6 +277,13 @@ class JointSpec(Section):
             for model, columns in (said.objective.models() if said.objective else {}).items():
                 found.setdefault(model, [said.target if c == parts.TARGET else c for c in columns])  # type: ignore[misc]
         return found
+
+    def predicts_with(self, task: str) -> set[str]:
+        """Those of `models_of` a task that a prediction calls."""
+        read = [self.tasks[other] for other in self.reads(task)]
+        return {said.model for said in read if said.model is not None} | {
+            model for said in read if said.objective for model in said.objective.predicts_with()
+        }
 
     def learning(self, phase: str) -> tuple[set[str], set[str]]:
         """Models and heads (by task) that learn in a phase."""

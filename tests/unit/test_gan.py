@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from training_inputs import ask
+from training_rank import train_job
 
 from trainer.check import load_spec
+from trainer.compare import compare
 from trainer.errors import DataError, SpecError
 from trainer.evaluate import evaluate_task, read_predictions
 from trainer.plan import independent
 from trainer.predict import Predictor, load
 from trainer.prepare import prepare
+from trainer.publish import publish
 from trainer.report_tasks import task as shown
 from trainer.requests import independent_requests, joint_requests, read_request, write_request
 from trainer.results import fetch
@@ -52,7 +58,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     *parents, last = path.split(".")
     place = document
     for name in parents:
-        place = place[name]
+        place = place.setdefault(name, {})
     place[last] = value
     return document
 
@@ -68,7 +74,12 @@ FAULTS = [
     ("tasks.fool.target", "digit", "column 'digit' is of kind category"),
     ("phases.fool.tasks", ["fool", "spot"], "phases.fool: trains 'critic' too, which task 'fool' (gan_fool) would pull the wrong way"),
     ("phases.fool.train", ["maker", "critic"], "phases.fool: trains 'critic' too"),
-]
+    ("phases.spot.balancer", "gradnorm", "phases.spot.balancer: gradnorm weighs gradients at one representation"),
+    ("phases.fool.balancer", {"kind": "equal", "probe_every": 2},
+     "phases.fool.balancer.probe_every: looks at gradients at one representation, and task 'fool' (gan_fool) reads several\n    fix: remove it"),
+    ("publish.models", ["critik"], "publish.models[0]: no model is called 'critik'\n    fix: did you mean 'critic'?"),
+    ("publish.models", ["critic", "critic"], "publish.models[1]: model 'critic' is named twice"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "value", "said"), FAULTS, ids=[path for path, _, _ in FAULTS])
@@ -76,6 +87,36 @@ def test_what_can_not_be_a_game_is_refused_by_name(path: str, value: Any, said: 
     with pytest.raises(SpecError) as caught:
         load_spec(changed(path, value))
     assert said in str(caught.value)
+
+
+def test_a_model_that_no_result_holds_is_not_published() -> None:
+    document = changed("tasks.digit.metrics", [])
+    document["tasks"]["fool"]["objective"] = {"kind": "gan_fool", **SIDES}
+    document["publish"] = {"models": ["reader"]}
+    with pytest.raises(SpecError, match=r"publish.models\[0\]: no task that is judged uses model 'reader', so a result does not hold it"):
+        load_spec(document)
+
+
+@pytest.mark.parametrize("bound", [{}, {"spectral_norm": True}, {"gradient_penalty": 10}, {"r1": 1}])
+def test_a_wasserstein_critic_whose_slope_nothing_bounds_is_refused(bound: dict[str, Any]) -> None:
+    document = changed("models.critic.spectral_norm", bound.get("spectral_norm", False))
+    penalty = {name: value for name, value in bound.items() if name != "spectral_norm"}
+    document["tasks"]["spot"]["objective"] = {"kind": "gan_spot", **SIDES, "loss": "wasserstein", **penalty}
+    document["tasks"]["fool"]["objective"]["loss"] = "wasserstein"
+    if bound:
+        assert load_spec(document).tasks["spot"].objective.loss_kind == "wasserstein"  # type: ignore[union-attr]
+        return
+    with pytest.raises(SpecError) as caught:
+        load_spec(document)
+    assert str(caught.value) == (
+        "document: tasks.spot.objective.loss: nothing bounds the slope of 'critic', so the wasserstein loss has no least value\n"
+        "    fix: write gradient_penalty: 10, or spectral_norm: true in the critic"
+    )
+
+
+def test_the_judge_may_learn_beside_the_generator() -> None:
+    phases = {"spot": {"tasks": ["spot"], "steps": 2}, "fool": {"tasks": ["fool", "digit"], "steps": 1}}
+    assert load_spec(changed("phases", phases)).learning("fool")[0] == {"maker", "reader"}
 
 
 def test_a_generator_without_a_critic_that_learns_is_refused() -> None:
@@ -133,6 +174,24 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
+def helped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a result in which nothing but the generator is judged: its judge only helps."""
+    root = tmp_path_factory.mktemp("helped")
+    request = ask(load_spec(changed("tasks.digit.metrics", [])), root)
+    train_job({"root": str(root), "key": request["key"]}, World(0, 1, 0, torch.device("cpu")))
+    return root / "results" / "train" / request["key"]
+
+
+def judged(helped: Path) -> dict[str, Any]:
+    """The verdict on it, compared with nothing."""
+    run = json.loads((helped / "result.json").read_text())
+    spec, root = JointSpec.model_validate(run["spec"]), helped.parents[2]
+    scores = evaluate_task("fool", spec, [helped], [], root / "results" / "data" / run["data"]["digits"]["key"], str(root))
+    verdict: dict[str, Any] = compare(spec, [scores.folder], [run], {}, str(root)).json("verdict.json")
+    return verdict
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("gan"))
 
@@ -187,9 +246,28 @@ def test_what_is_no_seed_is_refused_by_its_row(trained: Trained, seed: Any) -> N
         load(str(trained.folders[0])).predict([{"digit": 3}, {"digit": 3, "seed": seed}], ["fool"])
 
 
-def test_what_predictions_and_their_judge_need_is_kept_by_name(trained: Trained) -> None:
-    from safetensors.torch import load_file
-
+def test_a_result_has_what_its_evaluation_needs_by_name(trained: Trained) -> None:
     found = load_file(trained.folders[0] / "model.safetensors")
     assert {name.split(".")[1] for name in found} == {"maker", "critic", "reader", "digit"}
     assert any("parametrizations" in name for name in found)
+
+
+@pytest.mark.parametrize("also", [[], ["critic"]])
+def test_what_is_published_draws_samples_without_critic_and_judge_unless_they_are_asked_for(
+    helped: Path, tmp_path: Path, also: list[str]
+) -> None:
+    verdict = judged(helped)
+    made = publish(helped, verdict, str(tmp_path), also)
+    weights, whole = load_file(Path(made.uri) / "model.safetensors"), load_file(helped / "model.safetensors")
+    assert {name.split(".")[1] for name in whole} == {"maker", "critic", "reader"}
+    assert {name.split(".")[1] for name in weights} == {"maker", *also}
+    assert all(torch.equal(value, whole[name]) for name, value in weights.items())
+    published, trained = load(f"{tmp_path}/models/gan"), load(str(helped))
+    rows = [{"digit": 3, "seed": 7}, {"digit": 8}]
+    assert published.predict(rows) == trained.predict(rows)
+    assert publish(helped, verdict, str(tmp_path), also).version == made.version
+    other = publish(helped, verdict, str(tmp_path), ["critic", "reader"])
+    assert other.version != made.version
+    assert load(other.uri).predict(rows) == trained.predict(rows)
+    said = (Path(made.uri) / "README.md").read_text()
+    assert f"models here: {', '.join(['maker', *also])}; trained beside them, and not here" in said

@@ -14,6 +14,7 @@ from report_inputs import report_inputs
 
 from trainer import charts
 from trainer.report import render, write_report
+from trainer.report_tasks import line
 from trainer.wording import cosine, count, decimals, seconds, share, value
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', r"$\frac{1}{$ ]]> &amp;", "日本語 task", "{{ 7 * 7 }}"]
@@ -256,8 +257,15 @@ def test_curves_of_several_phases_lie_end_to_end():
     inputs["runs"] = {"joint": [{"result": {}, "history": history}], "independent": {}}
     again = copy.deepcopy(inputs)
     for record, step in zip(again["runs"]["joint"][0]["history"], (10, 20, 30, 40), strict=True):
-        record["step"] = step
+        record |= {"phase": "a", "step": step}
     assert render(**inputs) == render(**again)
+
+
+def test_curves_of_phases_that_take_turns_lie_over_the_steps_of_all_of_them():
+    turns = [(phase, step) for turn in range(1, 4) for phase, step in (("a", 10 * turn), ("b", 20 * turn))]
+    history = [{"split": "train", "phase": phase, "step": step, "loss": {phase: float(step)}} for phase, step in turns]
+    assert line(history, "train", "loss", "a") == [(10, 10), (40, 20), (70, 30)]
+    assert line(history, "train", "loss", "b") == [(30, 20), (60, 40), (90, 60)]
 
 
 def test_thinning_keeps_the_ends_and_the_mean():

@@ -27,7 +27,7 @@ class ConvCritic(Model):
         [32, 64], min_length=1, description="Width of each block; all but the first halve the image."
     )
     grid: int = Field(2, ge=1, le=64, description="Side of the map that the last block is pooled to.")
-    spectral_norm: bool = Field(True, description="Divide every weight by its largest singular value; not with a gradient penalty.")
+    spectral_norm: bool = Field(True, description="Divide every weight by its largest singular value; needless with a gradient penalty.")
 
     def build(self, inputs: Sequence[Mapping[str, Any]]) -> nn.Module:
         """A module over an image `[B, C, H, W]` and categories `[B]`; gives `[B, 1]`."""

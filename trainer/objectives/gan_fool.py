@@ -36,6 +36,10 @@ class GanFool(Game):
         """The generator."""
         return [self.maker]
 
+    def predicts_with(self) -> list[str]:
+        """The generator: critic and judge are for training and for evaluation."""
+        return [self.maker]
+
     def loss(self, view: View) -> Tensor:
         """Summed over rows, float32. The critic is called as it is: its parameters don't learn here."""
         return fooling(self.loss_kind, self.opinion(view, self.made(view)))
