@@ -1,20 +1,24 @@
 """Step time and memory of balanced training against the plain sum of losses and TorchJD, side by side in one run.
 
     python -m benchmarks.balancers [--quick] [--tasks 2 4 8 16 32] [--rounds 9] [--save docs/results/balancing-cost.md]
+    python -m benchmarks.balancers --device cuda --trunks large --zero 1 3
 
 A step is forward, backward and AdamW on one process and one thread. Rounds are interleaved: every contestant makes one step in
-turn, in an order that changes, and the processor time of each is divided by that of the plain sum in the same round.
+turn, in an order that changes, and the time of each is divided by that of the plain sum in the same round: processor time, and on a
+GPU that of the wall between two synchronisations. With `--zero` all but TorchJD, which knows no ZeRO, train in bf16 through DeepSpeed.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,9 +27,10 @@ from torch import Tensor, nn
 from benchmarks.common import arguments, machine, publish, spread, table
 from trainer import catalog
 from trainer.balance import Gramian
-from trainer.engine import open_engine
+from trainer.engine import group_of_one, open_engine
 from trainer.joint import Joint
 from trainer.nets import Mlp
+from trainer.plan import deepspeed_config
 from trainer.points import Place
 from trainer.spec import Task, Train
 from trainer.step import joint_step
@@ -37,29 +42,61 @@ METHODS = ["upgrad", "pcgrad", "mgda", "cagrad", "aligned_mtl", "imtl_g", "nash_
 SOURCES = ["representation", "last_layer"]
 
 
-class Transformer(nn.Module):
-    """6 pre-norm layers of width 256 over 16 tokens, mean-pooled: 4.74 M parameters."""
+FEWER = ["upgrad", "mgda", "nash_mtl"]
+"""Methods tried on the large trunk, of which one is held for every contestant at once."""
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True)
+class Ground:
+    """Where and how steps are made."""
+
+    device: torch.device = torch.device("cpu")
+    zero: int | None = None
+    """Stage of ZeRO, in bf16 through DeepSpeed; None: float32 on plain torch."""
+
+    @property
+    def train(self) -> Train:
+        """As a document asks for it."""
+        if self.zero is None:
+            return Train(batch=BATCH, clip=None)
+        return Train(batch=BATCH, clip=None, zero=self.zero, precision="bf16")  # type: ignore[arg-type]
+
+    def now_s(self) -> float:
+        """A clock that what else the machine does leaves alone, as far as there is one."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.process_time()
+
+
+HERE = Ground()
+
+
+class Transformer(nn.Module):
+    """Pre-norm layers over tokens, mean-pooled: by default 6 of width 256 over 16 tokens, 4.74 M parameters."""
+
+    def __init__(self, width: int = 256, heads: int = 4, layers: int = 6, tokens: int = 16) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
-        self.out_features = 256
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.out_features, self.tokens = width, tokens
 
     def forward(self, x: Tensor) -> Tensor:
-        """Representation `[B, 256]` of `[B, 16 * 256]`."""
-        return self.layers(x.view(len(x), 16, 256)).mean(1)
+        """Representation `[B, width]` of `[B, tokens * width]`."""
+        return self.layers(x.view(len(x), self.tokens, self.out_features)).mean(1)
 
 
 def trunk(kind: str) -> tuple[nn.Module, int]:
-    """A trunk and the width of its input: `mlp` and `transformer` have about 5 M parameters, `mlp:24` has 24 layers."""
+    """A trunk and the width of its input: `mlp` and `transformer` have about 5 M parameters, `mlp:24` has 24 layers, `large` 302 M."""
     if kind.startswith("mlp"):
         layers = int(kind.partition(":")[2] or 6)
         return Mlp([0], [896] * (layers + 1), 0.0, nn.ReLU), 896
+    if kind == "large":
+        return Transformer(1024, 16, 24, 64), 64 * 1024
     return Transformer(), 16 * 256
 
 
-def parts(kind: str, tasks: int, big: bool) -> tuple[nn.Module, dict[str, nn.Module], Tensor, dict[str, Tensor]]:
+def parts(kind: str, tasks: int, big: bool, ground: Ground) -> tuple[nn.Module, dict[str, nn.Module], Tensor, dict[str, Tensor]]:
     """The same model and batch for every contestant."""
     torch.manual_seed(0)
     body, width = trunk(kind)
@@ -67,16 +104,19 @@ def parts(kind: str, tasks: int, big: bool) -> tuple[nn.Module, dict[str, nn.Mod
     heads = {
         f"t{t}": nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, CLASSES)) if big else nn.Linear(d, CLASSES) for t in range(tasks)
     }
-    return body, heads, torch.randn(BATCH, width), {name: torch.randint(0, CLASSES, (BATCH,)) for name in heads}
+    x, y = torch.randn(BATCH, width), torch.randint(0, CLASSES, (tasks, BATCH))
+    for module in (body, *heads.values()):
+        module.to(ground.device)
+    return body, heads, x.to(ground.device), dict(zip(heads, y.to(ground.device), strict=True))
 
 
-def ours(kind: str, tasks: int, big: bool, method: str, source: str) -> Callable[[], None]:
+def ours(kind: str, tasks: int, big: bool, method: str, source: str, ground: Ground = HERE) -> Callable[[], None]:
     """One step of cotrain's own loop."""
-    body, heads, x, y = parts(kind, tasks, big)
+    body, heads, x, y = parts(kind, tasks, big, ground)
     spec = {name: Task(data="d", model="m", input="x", target=name, objective="cross_entropy") for name in heads}
     module = Joint(spec, {"m": body}, heads)
-    world = World(0, 1, 0, torch.device("cpu"))
-    engine = open_engine(module, catalog.parser("optimizer")("adamw"), Train(batch=BATCH, clip=None), 1, world.device)
+    world = World(0, 1, 0, ground.device)
+    engine = open_engine(module, catalog.parser("optimizer")("adamw"), ground.train, 1, world.device)
     balancer = catalog.parser("balancer")(method)
     gram = None
     if balancer.needs_gram:
@@ -92,36 +132,64 @@ def ours(kind: str, tasks: int, big: bool, method: str, source: str) -> Callable
     return step
 
 
-def plain(kind: str, tasks: int, big: bool) -> Callable[[], None]:
-    """The sum of the losses, by hand."""
-    body, heads, x, y = parts(kind, tasks, big)
-    params = [*body.parameters(), *(p for head in heads.values() for p in head.parameters())]
-    optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
+class Summed(nn.Module):
+    """The sum of the losses."""
 
-    def step() -> None:
-        z = body(x)
-        loss = sum(nn.functional.cross_entropy(head(z), y[name]) for name, head in heads.items())
-        loss.backward()  # type: ignore[union-attr]
-        optimizer.step()
-        optimizer.zero_grad()
+    def __init__(self, body: nn.Module, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.body, self.heads = body, nn.ModuleDict(heads)
 
-    return step
+    def forward(self, x: Tensor, y: dict[str, Tensor]) -> Tensor:
+        """Of one batch."""
+        z = self.body(x)
+        return torch.stack([nn.functional.cross_entropy(head(z).float(), y[name]) for name, head in self.heads.items()]).sum()
 
 
-def torchjd(kind: str, tasks: int, big: bool, how: str) -> Callable[[], None]:
-    """TorchJD with UPGrad: by Jacobians, batched over the tasks (its default) or task by task, or by its Gramian engine."""
+def plain(kind: str, tasks: int, big: bool, ground: Ground = HERE) -> Callable[[], None]:
+    """The sum of the losses, by hand: a loop as one would write it in torch, or with DeepSpeed."""
+    body, heads, x, y = parts(kind, tasks, big, ground)
+    model = Summed(body, heads)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    if ground.zero is None:
+
+        def step() -> None:
+            model(x, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    import deepspeed
+
+    config = deepspeed_config(ground.train, 1, ground.device.type)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+
+    def sharded() -> None:
+        engine.backward(engine(x.bfloat16(), y))
+        engine.step()
+
+    return sharded
+
+
+def torchjd(kind: str, tasks: int, big: bool, how: str, ground: Ground = HERE) -> Callable[[], None]:
+    """TorchJD with UPGrad: by Jacobians, batched over the tasks (its default) or task by task, or by its Gramian engine.
+
+    Where the others train by ZeRO in bf16, its parameters and their optimiser's state are bf16, whole.
+    """
     from torchjd.aggregation import UPGrad, UPGradWeighting
     from torchjd.autogram import Engine
     from torchjd.autojac import jac_to_grad, mtl_backward
 
-    body, heads, x, y = parts(kind, tasks, big)
+    body, heads, x, y = parts(kind, tasks, big, ground)
+    if ground.zero is not None:
+        body, heads, x = body.bfloat16(), {name: head.bfloat16() for name, head in heads.items()}, x.bfloat16()
     params = [*body.parameters(), *(p for head in heads.values() for p in head.parameters())]
     optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
     engine, weighting, aggregator = Engine(body, batch_dim=None), UPGradWeighting(), UPGrad()
 
     def step() -> None:
         z = body(x)
-        losses = [nn.functional.cross_entropy(head(z), y[name]) for name, head in heads.items()]
+        losses = [nn.functional.cross_entropy(head(z).float(), y[name]) for name, head in heads.items()]
         if how == "autogram":
             stacked = torch.stack(losses)
             stacked.backward(weighting(engine.compute_gramian(stacked)))
@@ -134,7 +202,7 @@ def torchjd(kind: str, tasks: int, big: bool, how: str) -> Callable[[], None]:
     return step
 
 
-def ratios(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def ratios(contestants: dict[str, Callable[[], None]], rounds: int, ground: Ground) -> dict[str, list[float]]:
     """Seconds of each contestant over those of the first, round by round. TorchJD, many times slower, takes part in the first 3 rounds."""
     names = list(contestants)
     for step in contestants.values():
@@ -146,20 +214,25 @@ def ratios(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str,
         for name in shuffler.sample(names, len(names)):
             if turn >= 3 and name.startswith("TorchJD"):
                 continue
-            started = time.process_time()
+            started = ground.now_s()
             contestants[name]()
-            took[name] = time.process_time() - started
+            took[name] = ground.now_s() - started
         for name in took:
             found[name].append(took[name] / took[names[0]])
     return found
 
 
-def peak_mib(step: Callable[[], None]) -> float:
+def peak_mib(step: Callable[[], None], ground: Ground) -> float:
     """The most memory that tensors made in a step take at a time, MiB. Parameters and the optimiser's state are made before."""
     from torch.profiler import ProfilerActivity, profile
 
     step()
     gc.collect()
+    if ground.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ground.device)
+        before = torch.cuda.memory_allocated(ground.device)
+        step()
+        return (torch.cuda.max_memory_allocated(ground.device) - before) / 2**20
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
     with tempfile.TemporaryDirectory(prefix="cotrain-peak-") as folder:
@@ -169,44 +242,49 @@ def peak_mib(step: Callable[[], None]) -> float:
     return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]") / 2**20
 
 
-def contenders(kind: str, tasks: int, big: bool, methods: list[str], most: int) -> dict[str, Callable[[], None]]:
+def contenders(kind: str, tasks: int, big: bool, methods: list[str], most: int, ground: Ground) -> dict[str, Callable[[], None]]:
     """Everything that is compared, the plain sum of losses first."""
-    found = {"plain sum": plain(kind, tasks, big), "cotrain equal": ours(kind, tasks, big, "equal", "")}
+    found = {"plain sum": plain(kind, tasks, big, ground), "cotrain equal": ours(kind, tasks, big, "equal", "", ground)}
     for source in SOURCES:
         for method in methods:
-            found[f"cotrain {method}, {source}"] = ours(kind, tasks, big, method, source)
+            found[f"cotrain {method}, {source}"] = ours(kind, tasks, big, method, source, ground)
     if tasks <= most:
         for how in ("mtl_backward", "mtl_backward one by one", "autogram"):
-            found[f"TorchJD upgrad, {how}"] = torchjd(kind, tasks, big, how)
+            found[f"TorchJD upgrad, {how}"] = torchjd(kind, tasks, big, how, ground)
     return found
 
 
-def times(kind: str, big: bool, tasks: list[int], methods: list[str], rounds: int, most: int) -> str:
+def times(kind: str, big: bool, tasks: list[int], methods: list[str], rounds: int, most: int, ground: Ground) -> str:
     """Step times over the plain sum: a row a contestant, a column a number of tasks."""
     columns: dict[int, dict[str, list[float]]] = {}
     for count in tasks:
-        columns[count] = ratios(contenders(kind, count, big, methods, most), rounds)
+        columns[count] = ratios(contenders(kind, count, big, methods, most, ground), rounds, ground)
         gc.collect()
         print(f"{kind}, {'large' if big else 'small'} heads, T = {count}: done", file=sys.stderr, flush=True)
     names = list(dict.fromkeys(name for found in columns.values() for name in found))[1:]
     lines = [[name, *(spread(columns[t][name]) if name in columns[t] else "not tried" for t in tasks)] for name in names]
     parameters = sum(p.numel() for p in trunk(kind)[0].parameters()) / 1e6
     heads = "two-layer heads" if big else "linear heads"
-    return f"### {'MLP' if kind == 'mlp' else 'Transformer'} trunk of {parameters:.2f} M parameters, {heads}\n\n" + table(
+    how = "" if ground.zero is None else f", bf16, ZeRO-{ground.zero}, {_named(ground.device)}"
+    return f"### {'MLP' if kind == 'mlp' else 'Transformer'} trunk of {parameters:.2f} M parameters, {heads}{how}\n\n" + table(
         ["step time over the plain sum", *(f"T = {t}" for t in tasks)], lines
     )
 
 
-def memory(tasks: int, layers: list[int], most: int) -> str:
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def memory(tasks: int, layers: list[int], most: int, ground: Ground) -> str:
     """Peak memory over that of the plain sum, for trunks of more and more parameters."""
     kinds = [f"mlp:{n}" for n in layers]
     rows: dict[str, list[str]] = {}
     for kind in kinds:
-        for name, step in contenders(kind, tasks, False, ["upgrad"], most).items():
+        for name, step in contenders(kind, tasks, False, ["upgrad"], most, ground).items():
             if name == "plain sum":
-                base = peak_mib(step)
+                base = peak_mib(step, ground)
             else:
-                rows.setdefault(name, []).append(f"{peak_mib(step) - base:+.1f}")
+                rows.setdefault(name, []).append(f"{peak_mib(step, ground) - base:+.1f}")
         gc.collect()
     sizes = [sum(p.numel() for p in trunk(kind)[0].parameters()) / 1e6 for kind in kinds]
     head = [f"memory over the plain sum, MiB, T = {tasks}", *(f"{size:.1f} M parameters" for size in sizes)]
@@ -220,17 +298,23 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=9, help="of the transformer; the MLP, ten times faster, has three times as many")
-    parser.add_argument("--trunks", nargs="+", choices=["mlp", "transformer"], default=["mlp", "transformer"])
+    parser.add_argument("--trunks", nargs="+", choices=["mlp", "transformer", "large"], default=["mlp", "transformer"])
+    parser.add_argument("--device", type=torch.device, default=HERE.device, help="cuda: on a GPU")
+    parser.add_argument("--zero", type=int, nargs="+", choices=[1, 2, 3], help="stages of ZeRO, in bf16 through DeepSpeed")
     parser.add_argument("--torchjd", type=int, default=32, metavar="T", help="TorchJD up to so many tasks: each costs it a backward pass")
     chosen = parser.parse_args()
     before = machine()
     torch.set_num_threads(1)
     methods, tasks, rounds = (METHODS[:1], [2], 2) if chosen.quick else (METHODS, chosen.tasks, chosen.rounds)
+    grounds = [Ground(chosen.device, stage) for stage in chosen.zero or [None]]
+    if chosen.zero:
+        group_of_one(chosen.device)
     parts = [f"Batch {BATCH}; median (lowest to highest) of {rounds} rounds of the transformer, {3 * rounds} of the MLP, 3 of TorchJD."]
-    for kind in chosen.trunks:
-        turns = 3 * rounds if kind == "mlp" else rounds
-        parts += [times(kind, big, tasks, methods[:1] if big else methods, turns, chosen.torchjd) for big in (False, True)]
-    parts.append(memory(2 if chosen.quick else 8, [2, 6] if chosen.quick else [2, 6, 24], chosen.torchjd))
+    for ground, kind in itertools.product(grounds, chosen.trunks):
+        turns, tried = 3 * rounds if kind == "mlp" else rounds, FEWER if kind == "large" and not chosen.quick else methods
+        parts += [times(kind, big, tasks, tried[:1] if big else tried, turns, chosen.torchjd, ground) for big in (False, True)]
+    for ground in grounds:
+        parts.append(memory(2 if chosen.quick else 8, [2, 6] if chosen.quick else [2, 6, 24], chosen.torchjd, ground))
     publish("balancers", before, "\n\n".join(parts), chosen.save)
 
 

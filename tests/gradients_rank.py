@@ -79,7 +79,7 @@ def train(world: World, case: dict[str, Any]) -> dict[str, Tensor]:
     module = fresh(case.get("trunk", "one"))
     balancer = catalog.parser("balancer")(case["balancer"])
     optimizer = catalog.parser("optimizer")({"kind": "sgd", "lr": LR, "momentum": 0.5})
-    train = Train(batch=ROWS, zero=case["stage"], accumulate=case["accumulate"], clip=None)
+    train = Train(batch=ROWS, zero=case["stage"], accumulate=case["accumulate"], clip=None, precision=case.get("precision", "fp32"))
     engine = open_engine(module, optimizer, train, world.size, world.device)
     place = Place(module.models["m"], case["source"], "last" if case["source"] != "representation" and "trunk" not in case else None)
     gram = Gramian(case["source"], columns=case.get("columns", 64), places={"m": place}, probe_every=case.get("probe_every"))

@@ -191,7 +191,7 @@ class _DeepSpeedEngine:
     def __init__(self, module: Joint, optimizer: Optimizer, train: Train, ranks: int, device: torch.device) -> None:
         deepspeed = _deepspeed(device)
         if not dist.is_initialized():
-            _lonely_process_group(device)
+            group_of_one(device)
         self.module = module
         self._named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         # as they came in: in low precision DeepSpeed rounds the module's own, and what is frozen must not move
@@ -354,7 +354,7 @@ class _DeepSpeedEngine:
         self._engine.destroy()
 
 
-def _lonely_process_group(device: torch.device) -> None:
+def group_of_one(device: torch.device) -> None:
     """A process group of one, on a port nobody else has: DeepSpeed always wants a group."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
     store = dist.HashStore()
