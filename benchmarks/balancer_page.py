@@ -103,7 +103,23 @@ _STYLE = """<style>
 </style>"""
 
 
-def picture(all_judged: Sequence[Judged], baseline: str = "static") -> str:
+Row = tuple[str, float, float, float]
+"""A method, its mean improvement over tuned static weights, per cent, and the interval of it."""
+
+
+def panels(text: str) -> dict[str, list[Row]]:
+    """What the tables of a page say of each setting, so that settings may be measured one at a time."""
+    found: dict[str, list[Row]] = {}
+    for name, body in re.findall(r"<!-- results_balancers (\w+) -->(.*?)<!-- end", text, re.S):
+        head, _, *lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
+        column = head.index("over `static`, tuned, %".strip(" `"))
+        names = {shown.replace("`", ""): short for short, shown in NAMES.items()}
+        cells = [(line[0].replace("`", ""), line[column]) for line in lines]
+        found[name] = [(names.get(method, method), *map(float, re.findall(r"[-+]\d+\.\d+", cell))) for method, cell in cells if cell]  # type: ignore[misc]
+    return found
+
+
+def picture(of: Mapping[str, Sequence[Row]]) -> str:
     """SVG: the improvement of each method over tuned scalarisation with its interval, a panel per setting, for light and dark pages."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -115,22 +131,20 @@ def picture(all_judged: Sequence[Judged], baseline: str = "static") -> str:
         "axes.edgecolor": soft, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
         "xtick.major.size": 0, "ytick.major.size": 0, "grid.color": soft, "axes.axisbelow": True,
     }  # fmt: skip
-    most = max(len(judged.methods) for judged in all_judged)
+    most = max(len(rows) for rows in of.values())
     with mpl.rc_context(style):
-        figure = Figure(figsize=(3.6 * len(all_judged), 0.9 + 0.24 * most), layout="constrained")
+        figure = Figure(figsize=(3.6 * len(of), 0.9 + 0.24 * most), layout="constrained")
         figure.patch.set_alpha(0)
         canvas = FigureCanvasSVG(figure)
-        for axes, judged in zip(figure.subplots(1, len(all_judged), squeeze=False)[0], all_judged, strict=True):
-            names = [name for name in (*judged.methods, "independent") if name != baseline]
-            names = sorted(names, key=lambda name: interval(judged.improvement(name, baseline))[0])
-            for row, name in enumerate(names):
-                mean, low, high = interval(judged.improvement(name, baseline))
+        for axes, (title, rows) in zip(figure.subplots(1, len(of), squeeze=False)[0], of.items(), strict=True):
+            ordered = sorted(rows, key=lambda row: row[1])
+            for row, (_, mean, low, high) in enumerate(ordered):
                 colour = better if low > 0 else worse if high < 0 else same
                 axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="round")
                 axes.plot([mean], [row], "o", color=colour, markersize=5)
             axes.axvline(0, color=ink, linewidth=1)
-            axes.set_yticks(range(len(names)), names)
-            axes.set_title(judged.name, color=ink, fontsize=11)
+            axes.set_yticks(range(len(ordered)), [name for name, *_ in ordered])
+            axes.set_title(title, color=ink, fontsize=11)
             axes.grid(axis="x", linewidth=0.8)
             axes.patch.set_alpha(0)
         figure.supxlabel("mean improvement over tuned static weights, %", fontsize=10, color=ink)

@@ -63,11 +63,12 @@ def machine() -> str:
     return f"{cores} cores of {model}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {packages}"
 
 
-def publish(name: str, before: str, text: str, save: Path | None) -> None:
+def publish(name: str, before: str, text: str, save: Path | None, part: str = "") -> None:
     """Print the figures, and put them in their place on a page if there is one.
 
     Args:
         name: of the benchmark.
+        part: of the benchmark that has a place of its own on the page.
         before: the machine as it was before the benchmark loaded it.
         text: Markdown.
     """
@@ -77,7 +78,8 @@ def publish(name: str, before: str, text: str, save: Path | None) -> None:
     if save:
         save.parent.mkdir(parents=True, exist_ok=True)
         old = save.read_text() if save.exists() else ""
-        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        place = f"{name} {part}".strip()
+        start, end = f"<!-- {place} -->", f"<!-- end of {place} -->"
         section = f"{start}\n{body}\n{end}"
         found = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.S)
         save.write_text(found.sub(lambda _: section, old) if found.search(old) else f"{old.rstrip()}\n\n{section}\n".lstrip())

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import eight_tasks
-from benchmarks.balancer_page import Judged, page, picture
+from benchmarks.balancer_page import Judged, page, panels, picture
 from benchmarks.common import apart, arguments, machine, publish
 
 Json = dict[str, Any]
@@ -305,7 +305,7 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds, steps = (2, 20) if options.quick else (options.seeds, None)
     methods = ["equal", *(options.methods or (["upgrad", "uncertainty"] if options.quick else all_methods()[1:]))]
-    progress, judged, parts = _Progress(), [], []
+    progress = _Progress()
     root = str(Path(options.root).resolve())
     with apart():
         for name in options.settings:
@@ -315,13 +315,11 @@ def main() -> None:
                 bench = Bench(setting, seed, root, steps)
                 kept = [method for method in methods if method not in setting.skip]
                 found.append(judge(setting, bench, kept, lambda text, n=name, s=seed: progress.say(f"{n}, seed {s}: {text}")))  # type: ignore[misc]
-            judged.append(Judged(name, setting.title, setting.tasks, found))
-            parts.append(page(judged[-1]))
-    publish("results_balancers", before, "\n\n".join(parts), options.save)
+            publish("results_balancers", before, page(Judged(name, setting.title, setting.tasks, found)), options.save, name)
     if options.save:
         drawn = options.save.parent.parent / "pictures" / "balancers.svg"
         drawn.parent.mkdir(parents=True, exist_ok=True)
-        drawn.write_text(picture(judged))
+        drawn.write_text(picture(panels(options.save.read_text())))
 
 
 if __name__ == "__main__":

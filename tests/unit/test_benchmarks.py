@@ -109,6 +109,14 @@ def test_the_benchmark_of_balancers_prints_time_and_memory_beside_torchjd_and_sa
     assert "cotrain upgrad, last_layer" in (tmp_path / "cost.md").read_text()
 
 
+def test_what_balancing_costs_is_measured_in_bf16_beside_zero_too() -> None:
+    said = quick("balancers", "--trunks", "mlp", "--zero", "3", "1")
+    for name in ("cotrain equal", "cotrain upgrad, representation", "cotrain upgrad, last_layer"):
+        assert len(re.findall(rf"^\| {name} +\| {RATIO} +\|$", said, re.M)) == 4, "two stages, small heads and large ones"
+    assert re.findall(r"bf16, ZeRO-(\d)", said) == ["1", "1", "3", "3"]
+    assert "TorchJD upgrad, autogram" in said[: said.index("ZeRO-3")]
+
+
 def test_results_of_balancers_come_from_whole_runs_and_are_found_again(tmp_path: Path) -> None:
     options = [
         "--settings",
