@@ -30,6 +30,8 @@ MANAGER = "cotrain.io/launcher"
 INDEX = "batch.kubernetes.io/job-completion-index"
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 REPLICATED_JOB = "node"
+WITHOUT_ROOM_S = 7 * 86400
+"""How long a job may wait for room, on top of its time to run, before the cluster ends it though nobody follows it any more."""
 _PATCHABLE = (
     "serviceAccountName",
     "volumes",
@@ -211,7 +213,8 @@ def _metadata(request: Mapping[str, Any], target: Target) -> Json:
 
 
 def _deadline_s(cluster: Mapping[str, Any]) -> int:
-    return max(1, round(cluster["deadline_hours"] * 3600))
+    """Controllers count from the moment a job may have pods, whether or not a machine has room for them: whoever follows it counts better."""
+    return max(1, round(cluster["deadline_hours"] * 3600)) + WITHOUT_ROOM_S
 
 
 def _suspended(cluster: Mapping[str, Any]) -> Json:

@@ -24,7 +24,7 @@ class Patience:
     """Pulling a large image on a new node takes its time."""
     queue_s: float | None = None
     run_s: float | None = None
-    """Of running: time in a queue or at the start is not counted."""
+    """Of running, `cluster.deadline_hours`: time in a queue, without room or at the start is not counted."""
 
 
 def gave_up(situation: Situation, now_s: float, patience: Patience) -> str | None:

@@ -73,7 +73,7 @@ def train(
             job = submit(cluster, objects, spec["grace_s"] + _GONE_S, lambda: fetch(root, "train", request["key"]))
             if isinstance(job, Result):
                 return job
-            ended = follow(cluster, job, patience or Patience())
+            ended = follow(cluster, job, patience or Patience(run_s=spec["deadline_hours"] * 3600))
         except BaseException:  # a stop, or anything that keeps us from watching: what nobody watches is not to run on
             with suppress(Refused, Interrupted):
                 withdraw(cluster, objects[-1])

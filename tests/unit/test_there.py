@@ -7,7 +7,7 @@ import time
 
 import pytest
 from cluster_jobs import connect, furnish, launching_pod, leave_result, player, request, target
-from kube_server import serving
+from kube_server import serving, stamp
 
 from components import follow, there, watching
 from components.manifests import job_name, render
@@ -305,6 +305,35 @@ def test_a_job_that_can_not_be_watched_is_not_left_running(kube, launch):
     with pytest.raises(LaunchError, match="we may not watch the job"):
         launch()
     assert kube.of("trainjobs") == []
+
+
+def test_a_job_that_runs_longer_than_it_may_is_ended_and_time_without_room_is_not_counted(kube, launch):
+    """By who follows it: a controller would count from the moment that the job may have pods."""
+    deadline_s, waited_s = 1.0, 2.0
+
+    def pods(job, *conditions, **state):
+        for index in range(2):
+            labels = {"jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"], "batch.kubernetes.io/job-completion-index": str(index)}
+            status = {"conditions": list(conditions), **state}
+            kube.put("pods", {"metadata": {"name": f"{job['metadata']['name']}-node-0-{index}", "labels": labels}, "status": status})
+
+    began = []
+
+    def play(job):
+        assert job["spec"]["activeDeadlineSeconds"] > 7 * 86400
+        pods(job, {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}, phase="Pending")
+        time.sleep(waited_s)
+        assert not kube.deleted
+        began.append(time.time())
+        running = [{"name": "node", "state": {"running": {"startedAt": stamp(began[0])}}}]
+        pods(job, phase="Running", containerStatuses=running)
+
+    kube.controller = play
+    with pytest.raises(LaunchError, match="ran for more than 1 s") as caught:
+        launch(asked=request(deadline_hours=deadline_s / 3600))
+    assert caught.value.final
+    assert time.time() - began[0] > deadline_s
+    assert kube.deleted
 
 
 def test_a_job_that_somebody_deletes_is_a_stop(kube, launch):
