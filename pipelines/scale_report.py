@@ -133,7 +133,7 @@ def _failures(cluster: Machines, shape: Shape) -> Iterator[str]:
     yield "checkpoints"
     yield (
         f"  {amount(kept.size_bytes)}: gathered in {seconds(kept.gather_s)}, written by one rank in {seconds(kept.write_s)} "
-        f"at {cluster.store_write_gb_s:g} GB/s, from the memory of its machine; read by all ranks when training goes on"
+        f"at {cluster.store_write_gb_s:g} GB/s, from the memory of its machine; read once by every node when training goes on"
     )
     yield "failures"
     often = f"one every {seconds(cluster.mtbf_s)} at {cluster.failures_per_1000_node_days:g} in 1,000 node-days"

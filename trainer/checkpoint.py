@@ -100,6 +100,7 @@ class Checkpoints:
 
 
 def _read(folder: Path) -> Saved:
+    """Tensors are views of the files, which all ranks of a machine map: memory holds what is read of them, and once."""
     state = json.loads((folder / "state.json").read_text())
     return Saved(
         phase=state["phase"],

@@ -547,7 +547,8 @@ class Run:
         name = self.world.gather(self.checkpoints.latest() if self.world.first else None)[0]
         if name is None:
             return None
-        early = self.checkpoints.read(name) if self.world.local_rank == 0 else None
+        # choosing it, the first rank has fetched it and read it through
+        early = self.checkpoints.read(name, again=not self.world.first) if self.world.local_rank == 0 else None
         self.world.barrier()
         return early or self.checkpoints.read(name, again=False)
 

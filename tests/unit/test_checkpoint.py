@@ -97,3 +97,20 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     with mock.patch.object(one._store, "upload", side_effect=full), pytest.raises(StoreError, match="is full"):
         one.save(saved(2))
     assert one.latest() == "000-000000001"
+
+
+def own_bytes() -> int:
+    """Memory that this process shares with nobody and can't give back."""
+    (line,) = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("Private_Dirty")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
+def test_ranks_of_a_machine_share_what_they_read(tmp_path: Path) -> None:
+    """The file's own pages, and not a copy in each rank: eight of them go on where a checkpoint fits once."""
+    size = 64 * 2**20
+    checkpoints(tmp_path).save(Saved(step=1, params={"w": torch.ones(size // 4)}, optimizer={"exp_avg/w": torch.ones(size // 4)}))
+    before = own_bytes()
+    found = checkpoints(tmp_path).read("000-000000001")
+    assert float(found.params["w"].sum() + found.optimizer["exp_avg/w"].sum()) == size / 2
+    assert own_bytes() - before < size / 4
