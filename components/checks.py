@@ -21,10 +21,16 @@ GROWS = "COTRAIN_NODES_ON_DEMAND"
 """Set where nodes are added when pods need them, and this can't be seen from here."""
 
 
-def faults(cluster: Cluster, manifests: list[Json]) -> list[Fault]:
-    """Everything that is known to be missing for these objects (see `components.manifests.render`)."""
+def faults(cluster: Cluster, manifests: list[Json], launcher: bool = True) -> list[Fault]:
+    """Everything that is known to be missing for these objects (see `components.manifests.render`).
+
+    Args:
+        cluster: where they are to be created.
+        manifests: the objects, the job last.
+        launcher: whether it is us who will create them; what others may do can't be seen.
+    """
     job = manifests[-1]
-    found = list(_rights(cluster, manifests))
+    found = list(_rights(cluster, manifests)) if launcher else []
     if found:
         return found  # what may not be created need not be looked at any further
     return [
@@ -80,7 +86,7 @@ def _references(cluster: Cluster, job: Json) -> Iterator[Fault]:
     """Secrets, ConfigMaps, volume claims and the service account that pods can't start without."""
     for resource, name, said in sorted(_named(job)):
         try:
-            missing = cluster.get(resource, name) is None
+            missing = not cluster.exists(resource, name)
         except Refused:
             continue
         if missing:

@@ -24,6 +24,7 @@ from trainer.observe import emit
 if TYPE_CHECKING:
     from components.follow import Followed
     from components.target import Target
+    from trainer.errors import Fault
     from trainer.results import Result
 
 PATIENCE_S = 1800.0
@@ -43,6 +44,7 @@ _API = {
     "workflows": "apis/argoproj.io/v1alpha1",
     "nodes": "api/v1",
 }
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _CLUSTER_WIDE = ("nodes", "clusterqueues")
 
 
@@ -51,6 +53,15 @@ def train_there(root: str, request: dict[str, Any], target: Target, told: Callab
     from components.there import train
 
     return train(Cluster.connect(target.namespace), root, request, target, told=told)
+
+
+def lacking(request: dict[str, Any], target: Target, launcher: bool = True) -> list[Fault]:
+    """What the cluster lacks for a training request and, if it is us who launch, does not let us do; see `components.checks`."""
+    from components.checks import faults
+    from components.manifests import render
+    from components.target import launcher_of
+
+    return faults(Cluster.connect(target.namespace), render(request, target, launcher_of(request["spec"]["cluster"])), launcher)
 
 
 class Refused(Exception):
@@ -112,6 +123,16 @@ class Cluster:
             if refused.status == 404:
                 return None
             raise
+
+    def exists(self, resource: str, name: str) -> bool:
+        """Whether there is such an object. Only its metadata are asked for: what is in a Secret does not leave the server."""
+        try:
+            self._again(lambda: self._send("GET", self._path(resource, name), accept=_METADATA).data)
+        except Refused as refused:
+            if refused.status == 404:
+                return False
+            raise
+        return True
 
     def list(self, resource: str, **selectors: str) -> tuple[list[Json], str]:
         """Objects and the resource version of the list. Selectors: labelSelector, fieldSelector."""
@@ -218,6 +239,7 @@ class Cluster:
         body: Json | None = None,
         kind: str = "",
         read_s: float = _READ_S,
+        accept: str = "application/json",
     ) -> Any:
         """The response, its body not yet read.
 
@@ -234,7 +256,7 @@ class Cluster:
                 path,
                 method,
                 query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json", "Content-Type": kind or "application/json"},
+                header_params={"Accept": accept, "Content-Type": kind or "application/json"},
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,

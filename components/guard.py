@@ -11,10 +11,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from components.store_access import credentials_from
 from trainer.errors import CotrainError, Stopped, UserError
 from trainer.lifeline import follow
 from trainer.observe import leave_word, timed
 from trainer.stores import open_store
+from trainer.stores.s3_faults import CREDENTIALS_FROM
 
 LOG = "COTRAIN_LOG"
 """Names the file that a step and what it starts write to, instead of the standard output of whoever started it."""
@@ -35,6 +37,8 @@ def step(name: str, root: str, **fields: Any) -> Iterator[dict[str, Any]]:
     good ends at once then, with the same words.
     """
     _write_to(os.environ.get(LOG))
+    if run_id():
+        os.environ.setdefault(CREDENTIALS_FROM, credentials_from(os.environ.get("COTRAIN_NAMESPACE", "NAMESPACE")))
     signal.signal(signal.SIGTERM, _stop)
     follow()
     try:

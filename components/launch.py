@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from filelock import FileLock
 
 from components.store_access import ADDRESS, CA_FOLDER, CREDENTIALS
 from components.target import Target, launcher_of
-from trainer.errors import CotrainError, Fault, Stopped, UserError
+from trainer.errors import CotrainError, Fault, LaunchError, Stopped, UserError
 from trainer.node import call, rank_environment
 from trainer.observe import emit, words
 from trainer.requests import write_request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from kfp.dsl import TaskConfig
 
     from components.follow import Followed
+    from trainer.spec import JointSpec
 
 NAMESPACES = "COTRAIN_NAMESPACES"
 """Set to 1: each of several local nodes gets a network namespace and an address of its own."""
@@ -72,6 +74,33 @@ def launch(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig
     target = Target.from_environment(root, **(asked(pods) | ({"image": image} if image else {})))
     result = train_there(root, request, target, jobs.append)
     return Launched(result, jobs[-1] if jobs else None)
+
+
+def look(root: str, items: Sequence[Mapping[str, Any]]) -> None:
+    """See to it that training could be launched, before anything else is done; where nothing has changed nothing will be.
+
+    Args:
+        root: where results are kept.
+        items: what `trainer.flow.start` makes of a document.
+
+    Raises:
+        LaunchError: what the cluster lacks or refuses, all of it.
+    """
+    from trainer.check import load_spec
+    from trainer.outcomes import outcome
+
+    spec = load_spec(items[0]["spec"], sources=False)
+    if launcher_of(spec.cluster.model_dump()) == "local" or outcome(root, items[0]["run"]):
+        return
+    from components.cluster import lacking
+
+    if found := lacking(probe(spec), Target.from_environment(root)):
+        raise LaunchError(found)
+
+
+def probe(spec: JointSpec) -> dict[str, Any]:
+    """A training request that stands for all that a document will make, as far as a cluster is concerned; nobody trains it."""
+    return {"key": "0" * 24, "role": "joint", "task": None, "seed": spec.seed, "spec": spec.to_json(), "data": {}}
 
 
 def train(root: str, request: dict[str, Any], image: str = "", pods: TaskConfig | None = None) -> Result:

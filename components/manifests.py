@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.target import Target
+from components.target import Target, named
 from components.template import GIVEN_UP, MASTER_PORT, NODE, PREFLIGHT, STOPPED, USER_FAULT, environment, pod_template
 from trainer.errors import Fault, LaunchError
 from trainer.spec import digest
@@ -73,6 +73,8 @@ def render(request: Mapping[str, Any], target: Target, launcher: str) -> list[Js
     """
     if launcher not in ("trainjob", "job"):
         raise LaunchError.at("cluster.launcher", f"'{launcher}' needs no manifests", "write launcher: trainjob or job")
+    if target.image:
+        named(target.image)
     return [trainjob(request, target)] if launcher == "trainjob" else [service(request, target), job(request, target)]
 
 
@@ -213,7 +215,7 @@ def _metadata(request: Mapping[str, Any], target: Target) -> Json:
 
 
 def _deadline_s(cluster: Mapping[str, Any]) -> int:
-    """Controllers count from the moment a job may have pods, whether or not a machine has room for them: whoever follows it counts better."""
+    """Controllers count from when a job may have pods, with room for them or without: whoever follows it counts better."""
     return max(1, round(cluster["deadline_hours"] * 3600)) + WITHOUT_ROOM_S
 
 

@@ -41,7 +41,7 @@ def check(
     cluster_gpus_per_node: str,
     cluster_queue: str,
 ) -> list:
-    """Read and validate the document; one item per dataset, with the digest of its source.
+    """Read and validate the document, and see that the cluster can train it; one item per dataset, with the digest of its source.
 
     Args:
         spec: The document as JSON, or where it is.
@@ -50,6 +50,7 @@ def check(
         train_seeds: This and the rest: one field each, as the document has it where empty or 'spec'.
     """
     from components.guard import step
+    from components.launch import look
     from components.parameters import overrides
     from trainer.flow import start
 
@@ -63,7 +64,9 @@ def check(
         "cluster_queue": cluster_queue,
     }
     with step("check", root):
-        return start(spec, root, overrides(settings, changes))
+        found = start(spec, root, overrides(settings, changes))
+        look(root, found)
+        return found
 
 
 @component

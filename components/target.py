@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,6 +98,25 @@ def launcher_of(cluster: Mapping[str, Any], environ: Mapping[str, str] | None = 
     if found not in LAUNCHERS:
         raise LaunchError.at("COTRAIN_LAUNCHER", f"no launcher is called '{found}'", one_of(found, LAUNCHERS))
     return found  # type: ignore[return-value]
+
+
+def named(image: str, place: str = "COTRAIN_IMAGE") -> str:
+    """The name of an image, if it can be one.
+
+    Raises:
+        LaunchError: no registry could have an image of that name.
+    """
+    if not _NAME.fullmatch(image):
+        remedy = "write registry.example.com/cotrain:TAG, or better registry.example.com/cotrain@sha256:DIGEST with its 64 digits"
+        raise LaunchError.at(place, f"'{image}' can't be the name of an image", remedy)
+    return image
+
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[A-Fa-f0-9:]+\])(?::[0-9]+)?/"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+# as https://github.com/distribution/reference has it
+_NAME = re.compile(rf"(?:{_HOST})?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?")
 
 
 def _own_namespace() -> str | None:

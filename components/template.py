@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.store_access import CA_FOLDER, STORE, credentials_from
 from components.target import Target
+from trainer.stores.s3_faults import CREDENTIALS_FROM
 
 Json = dict[str, Any]
 NODE, PREFLIGHT = "node", "preflight"
 MASTER_PORT = 29500
 METRICS_PORT = 9464
 USER_ID = 65532
-STORE = "cotrain-store"
-"""Secret and ConfigMap that every training pod takes its store settings from where they exist."""
 STOPPED, USER_FAULT, GIVEN_UP = 143, 2, 3
 """Exit codes of `trainer.node`, as the failure policies read them."""
 _SAVE_MARGIN_S = 30
 """Between torchrun's patience with its ranks and the kubelet's with the pod."""
-_CA = "/etc/cotrain/ca"
 _WRITABLE = "/tmp"
 
 
@@ -66,10 +65,12 @@ def environment(request: Mapping[str, Any], target: Target) -> list[Json]:
         values["COTRAIN_CPUS"] = f"{cluster['cpus_per_node']:g}"
     if (cluster.get("min_nodes") or cluster["nodes"]) < cluster["nodes"]:
         values["COTRAIN_MIN_NODES"] = str(cluster["min_nodes"])
+    if target.root.startswith("s3://"):
+        values[CREDENTIALS_FROM] = credentials_from(target.namespace, target.store_secret or STORE)
     if target.run_id:
         values["COTRAIN_RUN_ID"] = target.run_id
     if target.ca_config_map:
-        values["AWS_CA_BUNDLE"] = f"{_CA}/ca.crt"
+        values["AWS_CA_BUNDLE"] = f"{CA_FOLDER}/ca.crt"
     listed: list[Json] = [{"name": name, "value": value} for name, value in values.items()]
     if target.store_secret:
         names = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
@@ -180,7 +181,7 @@ def pod_template(request: Mapping[str, Any], target: Target, labels: Mapping[str
 def _mounts(target: Target) -> list[Json]:
     mounts: list[Json] = [{"name": "dshm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": _WRITABLE}]
     if target.ca_config_map:
-        mounts.append({"name": "store-ca", "mountPath": _CA, "readOnly": True})
+        mounts.append({"name": "store-ca", "mountPath": CA_FOLDER, "readOnly": True})
     return mounts + [dict(mount) for mount in target.volume_mounts]
 
 

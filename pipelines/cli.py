@@ -30,12 +30,17 @@ def main() -> None:
 @main.command()
 @Spec
 @Set
+@click.option(
+    "--namespace", metavar="NAME", help="See too whether the cluster of KUBECONFIG could train it there: runtime, quota, nodes..."
+)
 @told
-def check(spec: str, overrides: tuple[str, ...]) -> None:
+def check(spec: str, overrides: tuple[str, ...], namespace: str | None) -> None:
     """Say every fault of a document at once."""
     from trainer.check import load_spec
 
     found = load_spec(spec, overrides)
+    if namespace:
+        cluster_commands.look(found, namespace)
     click.echo(f"{spec}: ok: {len(found.tasks)} tasks, {len(found.data)} datasets, {len(found.models)} models, {len(found.phases)} phases")
 
 

@@ -1,11 +1,37 @@
-"""Commands that speak to Kubernetes itself: sweep."""
+"""What commands ask of Kubernetes itself: sweep, and whether a document could be trained there."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.options import told
 from trainer.errors import LaunchError
+
+if TYPE_CHECKING:
+    from trainer.spec import JointSpec
+
+
+def look(spec: JointSpec, namespace: str) -> None:
+    """See whether a namespace of the cluster could train a document, as far as whoever asks may look.
+
+    What the launching steps may do there is theirs to know: they see to it when they run.
+
+    Raises:
+        LaunchError: what the cluster lacks, all of it.
+    """
+    from components.cluster import lacking
+    from components.launch import probe
+    from components.target import Target, launcher_of
+    from pipelines.compiled import LAUNCHER
+
+    launcher = launcher_of(spec.cluster.model_dump(), {"COTRAIN_LAUNCHER": LAUNCHER})
+    request = probe(spec)
+    request["spec"]["cluster"]["launcher"] = launcher
+    target = Target.from_environment("", namespace=namespace)
+    if launcher != "local" and (found := lacking(request, target, launcher=False)):
+        raise LaunchError(found)
 
 
 @click.command()

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from components.parameters import SETTINGS
+from components.target import named
 from trainer.spec import digest
 
 RETRIED = {"prepare": 2, "train": 3, "evaluate": 2, "compare": 2, "publish": 2, "report": 2}
@@ -27,8 +28,13 @@ _BACKOFF = {"backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration"
 
 @cache
 def compile_pipeline(image: str | None = None) -> str:
-    """The pipeline as the text of a YAML file; every step runs in `image` (default: COTRAIN_IMAGE)."""
+    """The pipeline as the text of a YAML file; every step runs in `image` (default: COTRAIN_IMAGE).
+
+    Raises:
+        LaunchError: there can be no image of that name.
+    """
     if image:
+        named(image, "--image")
         os.environ["COTRAIN_IMAGE"] = image  # read when components are imported, which is below
     from kfp import compiler
 
@@ -63,7 +69,7 @@ def _dress(pipeline: dict[str, Any]) -> None:
         script = executor["container"]["command"]
         # dash, the sh of Debian, keeps SIGTERM to itself: a step that launches would never hear that its run was ended
         script[2] = script[2].replace("_KFP_RUNTIME=true python3 -m", "_KFP_RUNTIME=true exec python3 -m")
-        if name.startswith("exec-train"):
+        if name.startswith(("exec-train", "exec-check")):
             executor["container"].setdefault("env", []).append({"name": "COTRAIN_LAUNCHER", "value": LAUNCHER})
     for component in [pipeline["root"], *pipeline["components"].values()]:
         for task in component.get("dag", {}).get("tasks", {}).values():

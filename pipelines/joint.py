@@ -87,7 +87,7 @@ def joint(
                 cluster_gpus_per_node=cluster_gpus_per_node,
                 cluster_queue=cluster_queue,
             )
-        )
+        ).set_env_variable("COTRAIN_IMAGE", IMAGE)
         with dsl.ParallelFor(checked.output) as item:
             prepared = placed(steps.prepare(item=item, root=root)).outputs["Output"]
 

@@ -60,6 +60,9 @@ def how(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, root: str, experiment: str, image: str | None, service_account: str | None, **kwargs: Any) -> Any:
         from pipelines.submit import Submission, remote
 
+        if not image:
+            remedy = "give --image registry.example.com/cotrain@sha256:..., or set COTRAIN_IMAGE; `make image` builds one"
+            raise UserError.at("--image", "is not given: pods of the steps would wait for ever for one that no registry has", remedy)
         return command(*args, how=Submission(remote(root), experiment, image, service_account), **kwargs)
 
     return run

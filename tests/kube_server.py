@@ -91,6 +91,8 @@ class KubeServer:
     controller: Callable[[Json], None] | None = None
     """Called in a thread of its own with every job that is created."""
     requests: list[tuple[str, str]] = field(default_factory=list)
+    read: list[tuple[str, str]] = field(default_factory=list)
+    """Objects that were given away whole."""
     created: list[Json] = field(default_factory=list)
     deleted: list[tuple[str, str, str]] = field(default_factory=list)
     """Resource, name and propagation policy."""
@@ -289,7 +291,10 @@ class _Handler(BaseHTTPRequestHandler):
             thing = kube.objects.get((resource, namespace, name)) or kube.objects.get((resource, "", name))
             if thing is None:
                 self._error(404, "NotFound", f'{resource} "{name}" not found')
+            elif self.command == "GET" and "as=PartialObjectMetadata" in self.headers.get("Accept", ""):
+                self._answer({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": thing["metadata"]})
             elif self.command == "GET":
+                kube.read.append((resource, name))
                 self._answer(thing)
             elif self.command == "PATCH":
                 version = body.get("metadata", {}).pop("resourceVersion", None)

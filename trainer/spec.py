@@ -183,7 +183,9 @@ class Cluster(Section):
     max_restarts: int = Field(
         3, ge=0, le=1000, description="How often it starts again after a failure; preemption is none. A TrainJob's runtime may allow less."
     )
-    deadline_hours: float = Field(168.0, gt=0, description="Hours it may run, time in a queue or without room not counted; then it is stopped.")
+    deadline_hours: float = Field(
+        168.0, gt=0, description="Hours it may run, time in queues or without room not counted; then it is stopped."
+    )
     peer_timeout_s: float = Field(
         600.0, ge=1, description="Seconds that ranks wait for one another: after that a node that can't be reached counts as lost."
     )

@@ -82,7 +82,13 @@ def server(folder: Path) -> Iterator[KfpServer]:
 
 def shell(folder: Path, server: KfpServer, script: str, *arguments: str, shell: str = "bash") -> tuple[int, str]:
     """The exit code of a script, and what it said, in an environment like the one its workflow gives it."""
-    given = {"KFP_ENDPOINT": server.url, "COTRAIN_ROOT": str(folder / "runs"), "COTRAIN_POLL_S": "0.05", "SPEC": "job.yaml"}
+    given = {
+        "KFP_ENDPOINT": server.url,
+        "COTRAIN_ROOT": str(folder / "runs"),
+        "COTRAIN_IMAGE": "cotrain:1",
+        "COTRAIN_POLL_S": "0.05",
+        "SPEC": "job.yaml",
+    }
     given |= {"KFP_NAMESPACE": "", "KFP_TOKEN": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     # Tekton runs a script as it is; the others end it with the first command that fails
     command = [shell, *([] if script.startswith("#!") else ["-e"]), "-c", script, "script", *arguments]

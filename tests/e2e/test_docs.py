@@ -228,7 +228,7 @@ def do(block: Block, folder: Path, page: str, said: str, s3: Mapping[str, Any]) 
         run_bash(block, folder, block.text.replace("https://s3.example.com", s3["endpoint"]), **s3["env"])
     elif say.startswith("test: kfp, "):
         with kfp_server.serving() as kfp:
-            place = {"KFP_ENDPOINT": kfp.url, "COTRAIN_ROOT": str(folder / "runs")}
+            place = {"KFP_ENDPOINT": kfp.url, "COTRAIN_ROOT": str(folder / "runs"), "COTRAIN_IMAGE": "cotrain:1"}
             run_console(block, folder, None, **place) if language == "console" else run_bash(block, folder, block.text, **place)
     elif language == "console":
         run_console(block, folder, said if say == "test: shared run" else None)

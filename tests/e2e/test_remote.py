@@ -48,7 +48,7 @@ def server() -> Iterator[KfpServer]:
 
 
 def reach(folder: Path, server: KfpServer) -> dict[str, str]:
-    return {"KFP_ENDPOINT": server.url, "COTRAIN_ROOT": str(folder / "runs"), "COTRAIN_POLL_S": "0.05"}
+    return {"KFP_ENDPOINT": server.url, "COTRAIN_ROOT": str(folder / "runs"), "COTRAIN_IMAGE": "cotrain:1", "COTRAIN_POLL_S": "0.05"}
 
 
 def artifact(folder: Path, step: str, name: str) -> Any:

@@ -38,6 +38,9 @@ with step("train", root, role="joint", task=None):
         raise error
     if kind == "bug":
         raise KeyError("```secret```")
+    if kind == "store":
+        from trainer.stores.s3_faults import remedy
+        raise CotrainError(remedy("NoCredentialsError"))
     if kind == "final":
         error = CotrainError("rank 1 failed first: no")
         error.final = True
@@ -113,6 +116,12 @@ def test_what_has_failed_for_good_is_not_done_again_in_its_run(tmp_path):
     (file,) = tmp_path.glob("causes/run-7/*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"time": time.time() - FINAL_S - 1}))  # somebody retries it by hand
     assert step(tmp_path, "well", "pod-3").returncode == 0
+
+
+def test_a_step_without_credentials_says_which_secret_it_has_them_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("COTRAIN_NAMESPACE", "team")
+    said = step(tmp_path, "store").stderr
+    assert "here they come from the Secret cotrain-store; see: kubectl get secret cotrain-store -n team" in said
 
 
 def test_what_may_go_away_by_itself_is_tried_again(tmp_path):

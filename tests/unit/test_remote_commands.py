@@ -32,6 +32,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServe
     with serving() as state:
         monkeypatch.setenv("KFP_ENDPOINT", state.url)
         monkeypatch.setenv("COTRAIN_ROOT", str(tmp_path / "runs"))
+        monkeypatch.setenv("COTRAIN_IMAGE", "registry.example.com/cotrain:1")
         yield state
 
 
@@ -73,6 +74,15 @@ def test_submit_gives_a_run_the_document_with_its_changes_and_says_where_to_look
     assert given(server)["root"] == str(tmp_path / "runs")
     assert run["service_account"] == "robot"
     assert run["display_name"].startswith("tiny-")
+
+
+@pytest.mark.parametrize(
+    ("image", "said"), [(None, "--image: is not given"), ("Cotrain:", "--image: 'Cotrain:' can't be the name of an image")]
+)
+def test_an_image_that_no_pod_could_get_is_refused_at_submission(image, said, server, monkeypatch):
+    monkeypatch.delenv("COTRAIN_IMAGE")
+    assert said in cotrain("submit", "job.yaml", *(["--image", image] if image else []), code=2).output
+    assert not server.runs
 
 
 def test_submit_uploads_a_pipeline_once(server):

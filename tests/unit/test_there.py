@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 from cluster_jobs import connect, furnish, launching_pod, leave_result, player, request, target
-from kube_server import serving, stamp
+from command import document as plain_document
+from command import write, write_csv
+from finished import finished
+from kube_server import kubeconfig, serving, stamp
+from training_inputs import document
 
 from components import follow, there, watching
+from components.launch import look
 from components.manifests import job_name, render
+from components.target import named
+from pipelines.cli import main
 from trainer.errors import LaunchError, Stopped, UserError
+from trainer.flow import keep_spec
 
 KEY = "a" * 24
 
@@ -451,6 +461,72 @@ def test_all_that_is_missing_is_said_at_once(kube, tmp_path, monkeypatch):
             target(tmp_path / "root", store_secret="s3", ca_config_map="ca"),
         )
     assert len(caught.value.faults) == 4
+
+
+def test_of_a_secret_nothing_but_its_being_there_is_asked_for(kube, launch, tmp_path, monkeypatch):
+    kube.denied.discard(("get", "secrets"))
+    kube.put("secrets", {"metadata": {"name": "s3"}, "data": {"AWS_SECRET_ACCESS_KEY": "c2VjcmV0"}})
+    kube.controller = complete(kube, tmp_path)
+    where = target(tmp_path / "root", store_secret="s3")
+    assert there.train(connect(kube, tmp_path, monkeypatch), str(tmp_path / "root"), request(), where).key == KEY
+    assert any("/secrets/s3" in path for _, path in kube.requests)
+    assert not [name for resource, name in kube.read if resource == "secrets"]
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A document that was checked, and what is to be prepared of it."""
+    spec = document(cluster={"nodes": 2, "gpus_per_node": 8, "launcher": "trainjob"})
+    root = str(tmp_path / "root")
+    return root, [{"spec": keep_spec(spec, root), "run": "r" * 24}]
+
+
+def test_what_the_cluster_lacks_ends_a_run_before_anything_is_prepared(kube, planned, tmp_path, monkeypatch):
+    root, items = planned
+    kube.put("nodes", node("n1"))
+    kube.remove("trainingruntimes", "cotrain")
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, kube.address)))
+    monkeypatch.setenv("COTRAIN_NAMESPACE", "ns")
+    with pytest.raises(LaunchError) as caught:
+        look(root, items)
+    assert [f.finding.split(";")[0] for f in caught.value.faults] == [
+        "has no TrainingRuntime 'cotrain'",
+        "asks for 8 nvidia.com/gpu per node",
+    ]
+    assert kube.created == []
+    finished(root, "r" * 24, "run-1")
+    look(root, items)  # nothing has changed, so nothing will be launched
+
+
+def test_a_document_may_be_held_against_a_cluster_beforehand(kube, tmp_path, monkeypatch):
+    kube.put("nodes", node("n1"))
+    kube.denied.add(("create", "trainjobs"))  # whoever asks need not be who launches
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, kube.address)))
+    write_csv(tmp_path / "table.csv", rows=20)
+    write(tmp_path, plain_document())
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["check", "job.yaml", "--namespace", "ns"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, ["check", "job.yaml", "--namespace", "ns", "--set", "cluster.gpus_per_node=8"])
+    assert done.exit_code == 2
+    assert "asks for 8 nvidia.com/gpu per node; the largest node has 0" in done.output
+    assert "see: kubectl get nodes" in done.output
+
+
+@pytest.mark.parametrize("image", ["Registry/Cotrain:1", "cotrain:", "cotrain@sha256:abc", "a b", "https://registry.example.com/cotrain:1"])
+def test_what_can_not_be_an_image_is_refused_before_anything_is_created(image, kube, tmp_path, monkeypatch):
+    with pytest.raises(LaunchError, match="can't be the name of an image"):
+        there.train(
+            connect(kube, tmp_path, monkeypatch), str(tmp_path / "root"), request(), replace(target(tmp_path / "root"), image=image)
+        )
+    assert kube.created == []
+
+
+@pytest.mark.parametrize(
+    "image", ["cotrain", "localhost:5000/a/b-c__d:1.0_x", f"[::1]:5000/cotrain@sha256:{'0' * 64}", "a.b/c:t@sha256:" + "f" * 64]
+)
+def test_names_of_images_are_told_from_others(image):
+    assert named(image) == image
 
 
 def test_what_we_may_not_look_at_is_not_held_against_the_job(kube, launch, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+CREDENTIALS_FROM = "COTRAIN_CREDENTIALS_FROM"
+"""Says in a pod where its credentials come from, and what shows it."""
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or AWS_PROFILE, to credentials of this server"
 _ACCESS = "let these credentials list, read, write and delete below this URI, or use others"
 _ENDPOINT = "check that the server runs and that AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL) names it"
@@ -36,4 +40,6 @@ _REMEDIES = {
 def remedy(*words: str) -> str:
     """What to do about a failure, by its error code, its HTTP status or the name of the client's error: the first that is known."""
     known = (_REMEDIES[word] for word in words if word in _REMEDIES)
-    return next(known, "run 'cotrain doctor' with this URI, and check the server's own log")
+    found = next(known, "run 'cotrain doctor' with this URI, and check the server's own log")
+    source = os.environ.get(CREDENTIALS_FROM)
+    return f"{found}; here they come from {source}" if source and found in (_CREDENTIALS, _ACCESS) else found
