@@ -32,24 +32,32 @@ def counts(rows: int, resamples: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float32)
 
 
+def on_all_rows(metrics: Mapping[str, Metric], scores: Sequence[Tensor], target: Tensor, classes: int) -> list[dict[str, float]]:
+    """Each metric of each model over the rows as they are; NaN where it is not defined. Arguments as of `resample`."""
+    return [{name: metric.compute(score, target, classes) for name, metric in metrics.items()} for score in scores]
+
+
 def resample(
-    metrics: Mapping[str, Metric], scores: Sequence[Tensor], target: Tensor, classes: int, resamples: int
+    metrics: Mapping[str, Metric],
+    scores: Sequence[Tensor],
+    target: Tensor,
+    classes: int,
+    resamples: int,
+    points: Sequence[Mapping[str, float]],
 ) -> list[dict[str, np.ndarray]]:
     """Each metric of each model over the same resamples of the rows: float64 `[R]`, NaN where it is not defined.
 
     Args:
         scores: of each model, as `Metric.compute` takes them.
         target: `[N]`.
+        points: what `on_all_rows` gives: a metric that is not defined on all rows is on no resample.
     """
     import torch
 
-    def defined(score: Tensor) -> dict[str, Metric]:
-        return {name: metric for name, metric in metrics.items() if np.isfinite(metric.compute(score, target, classes))}
-
     found = [{name: np.full(resamples, np.nan) for name in metrics} for _ in scores]
-    judges = [defined(score) for score in scores]
     if not len(target):
         return found
+    judges = [{name: metric for name, metric in metrics.items() if np.isfinite(values[name])} for values in points]
     start = 0
     for block in counts(len(target), resamples):
         count_RN = torch.from_numpy(block)

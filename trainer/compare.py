@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.bootstrap import interval, over_seeds, resample
+from trainer.bootstrap import interval, on_all_rows, over_seeds, resample
 from trainer.errors import CotrainError
 from trainer.evaluate import finite, metrics_of, read_predictions, why_undefined
 from trainer.gates import gate
@@ -77,9 +77,10 @@ def judge(spec: JointSpec, task: str, folder: Path) -> Json:
     read = {role: [read_predictions(folder / entry["predictions"]) for entry in entries] for role, entries in scores["models"].items()}
     models = [score for pairs in read.values() for score, _ in pairs]
     target = next(target for pairs in read.values() for _, target in pairs)
-    drawn = iter(resample({primary: metric}, models, target, classes, spec.compare.resamples))
+    points = on_all_rows({primary: metric}, models, target, classes)
+    drawn, whole = iter(resample({primary: metric}, models, target, classes, spec.compare.resamples, points)), iter(points)
 
-    point_S = {role: np.array([metric.compute(score, target, classes) for score, _ in pairs]) for role, pairs in read.items() if pairs}
+    point_S = {role: np.array([next(whole)[primary] for _ in pairs]) for role, pairs in read.items() if pairs}
     values_SR = {role: np.stack([next(drawn)[primary] for _ in pairs]) for role, pairs in read.items() if pairs}
     why = {
         role: next(why_undefined(score, target) for (score, _), value in zip(read[role], points, strict=True) if not math.isfinite(value))

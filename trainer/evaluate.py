@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from trainer.bootstrap import interval, resample
+from trainer.bootstrap import interval, on_all_rows, resample
 from trainer.errors import CotrainError, UserError
 from trainer.parts import ROW, Metric
 from trainer.results import Result, key_of, keyed, read_manifest
@@ -190,16 +190,18 @@ def _score(
         _, run, place = trained[0]
         target, *looked = _features(task, place, run, [target, *(score for _, score in models)])
         models = [(about, score) for (about, _), score in zip(models, looked, strict=True)]
-    spread = resample(metrics, [score for _, score in models], target, len(labels), spec.compare.resamples)
+    judged_scores = [score for _, score in models]
+    points = on_all_rows(metrics, judged_scores, target, len(labels))
+    spread = resample(metrics, judged_scores, target, len(labels), spec.compare.resamples, points)
     entries: dict[str, list[dict[str, Any]]] = {"joint": [], "independent": [], "champion": []}
-    for (about, score), values in zip(models, spread, strict=True):
+    for (about, score), values, point in zip(models, spread, points, strict=True):
         role, seed = about.pop("role"), about["seed"]
         file = f"predictions-{role}-{seed or 0}.arrow"
         _write_predictions(folder / file, score, target)
         found_of = {}
-        for metric, part in metrics.items():
+        for metric in metrics:
             low, high = interval(values[metric], spec.compare.confidence)
-            found_of[metric] = {"value": finite(part.compute(score, target, len(labels))), "low": finite(low), "high": finite(high)}
+            found_of[metric] = {"value": finite(point[metric]), "low": finite(low), "high": finite(high)}
         entries[role].append(
             {**about, "confusion": _confusion(score, target, len(labels)) if labels else None, "metrics": found_of, "predictions": file}
         )

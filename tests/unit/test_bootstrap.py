@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.bootstrap import counts, interval, over_seeds, resample
+from trainer.bootstrap import counts, interval, on_all_rows, over_seeds, resample
 from trainer.catalog import find
+from trainer.parts import Metric
 
 ACCURACY = find("metric", "accuracy")()
 TRIALS = 400
@@ -18,11 +19,15 @@ def one_hot(hit: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(~hit).long(), 2).float()
 
 
+def resampled(metrics: dict[str, Metric], models: list[torch.Tensor], target: torch.Tensor, classes: int, resamples: int) -> list[dict]:
+    return resample(metrics, models, target, classes, resamples, on_all_rows(metrics, models, target, classes))
+
+
 def difference(joint: np.ndarray, other: np.ndarray, confidence: float = 0.95, resamples: int = 400) -> tuple[float, float]:
     """The interval of joint minus other, given which rows each seed `[S, N]` gets right."""
     models = [one_hot(hit) for hit in (*joint, *other)]
     target = torch.zeros(joint.shape[1], dtype=torch.int64)
-    values = np.stack([found["accuracy"] for found in resample({"accuracy": ACCURACY}, models, target, 2, resamples)])
+    values = np.stack([found["accuracy"] for found in resampled({"accuracy": ACCURACY}, models, target, 2, resamples)])
     sides = [(joint.mean(1), values[: len(joint)]), (other.mean(1), values[len(joint) :])]
     ours_R, theirs_R = over_seeds(sides, confidence)
     return interval(ours_R - theirs_R, confidence)
@@ -98,8 +103,17 @@ def test_an_interval_leaves_out_resamples_without_a_value():
 
 def test_what_is_not_defined_is_not_resampled_and_no_rows_are_no_error():
     auroc = find("metric", "auroc")()
-    one_class = resample({"auroc": auroc, "accuracy": ACCURACY}, [torch.rand(5, 2)], torch.zeros(5, dtype=torch.int64), 2, 100)
+    one_class = resampled({"auroc": auroc, "accuracy": ACCURACY}, [torch.rand(5, 2)], torch.zeros(5, dtype=torch.int64), 2, 100)
     assert np.isnan(one_class[0]["auroc"]).all()
     assert np.isfinite(one_class[0]["accuracy"]).all()
-    nothing = resample({"accuracy": ACCURACY}, [torch.empty(0, 2)], torch.empty(0, dtype=torch.int64), 2, 100)
+    nothing = resampled({"accuracy": ACCURACY}, [torch.empty(0, 2)], torch.empty(0, dtype=torch.int64), 2, 100)
     assert np.isnan(nothing[0]["accuracy"]).all()
+
+
+def test_a_metric_is_computed_once_on_all_rows_however_many_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some metrics take seconds."""
+    calls, compute = [], type(ACCURACY).compute
+    monkeypatch.setattr(type(ACCURACY), "compute", lambda self, *args: calls.append(1) or compute(self, *args))
+    models = [torch.rand(50, 2), torch.rand(50, 2)]
+    resampled({"accuracy": ACCURACY}, models, torch.zeros(50, dtype=torch.int64), 2, 200)
+    assert len(calls) == len(models)
