@@ -67,9 +67,7 @@ def lines(spec: JointSpec, document: str, verdict: dict[str, Any], root: Path) -
     cost = verdict["cost"]
     yield f"## {spec.name}\n"
     yield (
-        f"[`{document}`](../../{document}), {verdict['seeds']} seeds."
-        f" Training took {cost['joint']['seconds']:.0f} s jointly (mean of the seeds) and"
-        f" {cost['independent']['seconds']:.0f} s for all tasks alone; {cost['joint']['parameters']:,} parameters in one model,"
+        f"[`{document}`](../../{document}), {verdict['seeds']} seeds. {cost['joint']['parameters']:,} parameters in one model,"
         f" {cost['independent']['parameters']:,} in one per task;"
         f" {cost['joint']['flops_per_row']:,} FLOPs to predict all tasks of a row, and {cost['independent']['flops_per_row']:,}.\n"
     )
