@@ -30,6 +30,7 @@ def two(garden: Garden) -> Ranks:
         if label.startswith("resume"):
             jobs += [garden.job(label, "two-stopped", stop=stop) for stop in (["first", 2], SECOND_STOP, None)]
     jobs += [garden.job("normed", "two-stopped", stop=stop) for stop in (SECOND_STOP, None)]
+    jobs += [garden.job(f"boxes-{stage}", "two-stopped", stop=stop) for stage in (0, 3) for stop in (["joint", 2], None)]
     jobs += [garden.job("order", "chain", stop=["all", 4])]
     tools, extensions = garden.root / "tools", garden.root / "extensions"
     tools.mkdir()

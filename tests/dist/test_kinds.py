@@ -52,8 +52,25 @@ def pairs(zero: int, loss: str) -> JointSpec:
     return document(
         models={"trunk": {"kind": "mlp", "hidden": [8]}, "reader": READER},
         tasks={"match": {"data": "plants", "objective": {"kind": "info_nce", **sides, "width": 5, "loss": loss, "temperature": 0.3}},
-               "plant": {"data": "plants", "objective": {**fused, "width": 8, "heads": 2}, "target": "plant"}},
+               "plant": {"data": "plants", "objective": {**fused, "width": 8, "heads": 2}, "target": "plant"},
+               "write": {"data": "plants", "objective": {"kind": "caption", "model": "reader", "input": "note", "width": 8, "heads": 2, "layers": 1},
+                         "target": "note"}},
         train={**SGD, "zero": zero, "accumulate": 1},
+    )  # fmt: skip
+
+
+def taught(zero: int = 0) -> JointSpec:
+    """Two that label rows for each other and learn as an ensemble, and one that imitates both."""
+    peers = {"trunk": {"kind": "mlp", "hidden": [16, 7]}, "other": {"kind": "mlp", "hidden": [9]}, "small": {"kind": "mlp", "hidden": [3]}}
+    teach = {"kind": "cross_teach", "confidence": 0.4}
+    return document(
+        models=peers,
+        tasks={"a": PLANT, "b": {**PLANT, "model": "other"}, "c": {**PLANT, "model": "small"},
+               "a_reads": {"data": "plants", "objective": {**teach, "learner": "a", "teachers": ["b"]}, "target": "plant"},
+               "b_reads": {"data": "stones", "objective": {**teach, "learner": "b", "teachers": ["a"]}},
+               "both": {"data": "plants", "objective": {"kind": "ensemble", "members": ["a", "b"], "learn": True}, "target": "plant"},
+               "c_asks": {"data": "stones", "objective": {"kind": "distill", "learner": "c", "teachers": ["a", "b"]}}},
+        train={**SGD, "zero": zero},
     )  # fmt: skip
 
 
@@ -69,6 +86,7 @@ def rounds(zero: int = 0) -> JointSpec:
 
 def cases() -> dict[str, JointSpec]:
     found = {f"mutual-{stage}": mutual(stage) for stage in STAGES} | {f"rounds-{stage}": rounds(stage) for stage in STAGES}
+    found |= {f"taught-{stage}": taught(stage) for stage in (0, 3)}
     return found | {f"{loss}-{stage}": pairs(stage, loss) for loss in ("softmax", "sigmoid") for stage in STAGES}
 
 
@@ -79,7 +97,7 @@ class Kinds:
         for where in ("one", "two"):
             copy_data(root / "asked", root / where)
         on_ranks(2, [self.job(label, "two") for label in self.specs], root / "ranks")
-        for label in ("mutual-0", "rounds-0", "softmax-0", "sigmoid-0"):
+        for label in ("mutual-0", "taught-0", "rounds-0", "softmax-0", "sigmoid-0"):
             train_job(self.job(label, "one"), World(0, 1, 0, torch.device("cpu")))
 
     def job(self, label: str, where: str) -> dict[str, Any]:
@@ -159,6 +177,12 @@ def stopped_and_resumed(kinds: Kinds, label: str, at: int, where: str) -> Traine
 def test_rounds_go_on_where_they_stopped_bit_for_bit(kinds: Kinds, at: int) -> None:
     found = stopped_and_resumed(kinds, "rounds-0", at, f"stopped-{at}")
     assert same_bits(found.params, kinds.trained("rounds-0", "one").params)
+
+
+@pytest.mark.parametrize("label", ["taught-0", "softmax-0", "sigmoid-0"])
+def test_other_kinds_do_so_too(kinds: Kinds, label: str) -> None:
+    found = stopped_and_resumed(kinds, label, 4, f"stopped-{label}")
+    assert same_bits(found.params, kinds.trained(label, "one").params)
 
 
 def test_phases_take_turns_and_each_keeps_its_optimiser(kinds: Kinds) -> None:

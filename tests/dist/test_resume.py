@@ -21,9 +21,12 @@ EVENTFUL = (
 )
 
 
-@pytest.mark.parametrize("label", [*EVENTFUL, "normed"])
+@pytest.mark.parametrize("label", [*EVENTFUL, "normed", "boxes-0", "boxes-3"])
 def test_a_run_stopped_by_a_signal_to_one_rank_ends_bit_for_bit_the_same(garden: Garden, two: Ranks, label: str) -> None:
-    """Two phases of different tasks and optimisers, dropout, a balancer with a state, early stopping, micro-batches; stopped once in each."""
+    """Two phases of different tasks and optimisers, dropout, a balancer with a state, early stopping, micro-batches; stopped once in each.
+
+    And a detector, whose gradients meet at a map.
+    """
     said = two.said[f"{label} in two-stopped"]
     for ranks in said[:-1]:
         assert all("stopped at step" in rank["stopped"] for rank in ranks)

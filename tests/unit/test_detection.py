@@ -25,6 +25,7 @@ from trainer.shards import Split
 from trainer.spec import JointSpec
 
 SEEN = {"data": "pages", "model": "eye", "input": "image"}
+EYE = {"model": "eye", "input": "image"}
 NAMES = ["image", "boxes", "count", "largest", "writing"]
 
 
@@ -142,6 +143,11 @@ def test_detection_is_judged_by_mean_average_precision_unless_told_otherwise() -
         ({"tasks": {"things": {**SEEN, "target": "largest", "objective": "detection"}}}, "tasks.things.objective", "a category"),
         ({"tasks": {"things": {**SEEN, "target": "boxes"}}}, "tasks.things.target", "kind boxes"),
         ({"tasks": {"largest": {**SEEN, "target": "largest", "metrics": ["map"]}}}, "tasks.largest.metrics", "map"),
+        (
+            {"tasks": {"alike": {"data": "pages", "objective": {"kind": "info_nce", "left": EYE, "right": EYE}}}},
+            "tasks.alike.objective",
+            "needs vectors, and model 'eye' (conv_map) makes maps",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], place: str, finding: str) -> None:
