@@ -103,7 +103,7 @@ def table(fields: dict[str, FieldInfo]) -> Iterator[str]:
     yield "| field | type | default | what it is |"
     yield "|---|---|---|---|"
     for name, field in fields.items():
-        row = (f"`{name}`", word(field.annotation, tuple(field.metadata)), default(field), field.description or "")
+        row = (f"`{field.alias or name}`", word(field.annotation, tuple(field.metadata)), default(field), field.description or "")
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
     yield ""
 

@@ -112,7 +112,7 @@ def declared(path: Path, raw: Any) -> tuple[Any, FieldInfo | None]:
         model = _class_of(annotation, at(raw, path[:i]))
         field = None
         if model is not None:
-            field = model.model_fields.get(str(key))
+            field = written(model).get(str(key)) or model.model_fields.get(str(key))
             if field is None:
                 return None, None
             annotation = field.annotation
@@ -128,7 +128,12 @@ def declared(path: Path, raw: Any) -> tuple[Any, FieldInfo | None]:
 def fields_of(path: Path, raw: Any) -> list[str]:
     """Names of the fields that may stand in the mapping at a path."""
     model = _class_of(declared(path, raw)[0], at(raw, path))
-    return list(model.model_fields) if model else []
+    return list(written(model)) if model else []
+
+
+def written(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields by the name that they have in a document."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def explain(error: ValidationError, raw: Any, prefix: Path = ()) -> list[Finding]:

@@ -97,6 +97,14 @@ def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], place: st
     assert finding in faults[place].finding
 
 
+def test_fields_are_told_by_the_names_that_documents_use() -> None:
+    sides = DOCUMENT["tasks"]["match"]["objective"]
+    with pytest.raises(SpecError) as refused:
+        load_spec(changed(tasks__match__objective={**sides, "los": "sigmoid"}))
+    (fault,) = refused.value.faults
+    assert fault.remedy.startswith("did you mean 'loss'? known: "), fault.remedy
+
+
 def test_a_gradient_of_a_gradient_is_refused_where_parameters_are_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.objectives.mutual_kl import MutualKl
 
