@@ -66,10 +66,11 @@ def lines(spec: JointSpec, document: str, verdict: dict[str, Any], root: Path) -
     """The section of a document."""
     cost = verdict["cost"]
     yield f"## {spec.name}\n"
+    flops = [verdict["cost"][role]["flops_per_row"] for role in ("joint", "independent")]
     yield (
         f"[`{document}`](../../{document}), {verdict['seeds']} seeds. {cost['joint']['parameters']:,} parameters in one model,"
-        f" {cost['independent']['parameters']:,} in one per task;"
-        f" {cost['joint']['flops_per_row']:,} FLOPs to predict all tasks of a row, and {cost['independent']['flops_per_row']:,}.\n"
+        f" {cost['independent']['parameters']:,} in one per task"
+        + ("; {:,} FLOPs to predict all tasks of a row, and {:,}.\n".format(*flops) if None not in flops else ".\n")
     )
     yield "| task | metric | joint | alone | difference (95 %) | verdict |"
     yield "|---|---|---|---|---|---|"
