@@ -149,7 +149,7 @@ def assert_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], atol: f
 
 
 def on_ranks(
-    size: int, jobs: Sequence[Mapping[str, Any]], folder: Path, env: Mapping[str, str] | None = None, timeout_s: float = 240
+    size: int, jobs: Sequence[Mapping[str, Any]], folder: Path, env: Mapping[str, str] | None = None, timeout_s: float = 480
 ) -> list[list[dict[str, Any]]]:
     """What `train_job` returned for each job, on each of `size` ranks of one process group."""
     folder.mkdir(parents=True)
