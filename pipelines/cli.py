@@ -70,8 +70,13 @@ def plan(
 
     if manifests:
         from pipelines.applied import text
+        from pipelines.submit import remote
 
         click.echo(text(load_spec(spec, overrides), root), nl=False)
+        try:
+            remote(root)
+        except UserError as error:
+            click.echo(f"to be read, not to be applied:\n{error}", err=True)
         return
     if nodes is not None:
         from pipelines import scale_report

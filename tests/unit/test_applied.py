@@ -30,6 +30,15 @@ def test_it_prints_a_trainjob_for_every_run_that_a_server_would_take(tmp_path):
     assert [fault for thing in things for fault in kubernetes_schemas.faults(thing)] == []
 
 
+def test_what_pods_could_not_reach_is_not_for_applying(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = planned(tmp_path, "--set", "cluster.launcher=trainjob", "--root", "runs")
+    assert found.exit_code == 0
+    assert list(yaml.safe_load_all(found.stdout))
+    assert "to be read, not to be applied:\n--root: 'runs' is a folder of this machine" in found.stderr
+    assert "not to be applied" not in planned(tmp_path, "--set", "cluster.launcher=trainjob").stderr
+
+
 def test_the_machine_may_say_who_launches(tmp_path):
     found = planned(tmp_path, COTRAIN_LAUNCHER="job", COTRAIN_IMAGE="registry/cotrain:1")
     assert [thing["kind"] for thing in yaml.safe_load_all(found.stdout)][:2] == ["Service", "Job"]
