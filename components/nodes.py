@@ -109,6 +109,12 @@ class Nodes:
         (self._lost if for_good else self._down).add(number)
         self._clear(number)
 
+    def preempt(self, number: int) -> None:
+        """As if a machine was drained: its node is asked to stop, and a pod takes its place."""
+        for node in self._running:
+            if node.number == number and node.code is None:
+                node.process.terminate()
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
