@@ -10,6 +10,7 @@ import torch
 from scipy import linalg, stats
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch.nn.functional import conv2d, leaky_relu
 
 from trainer import noise
 from trainer.catalog import find
@@ -126,6 +127,26 @@ def test_spectral_norms_are_one_after_some_passes_and_rest_in_evaluation() -> No
     before = {name: value.clone() for name, value in critic.state_dict().items()}
     assert torch.equal(critic(image, label), critic(image, label))
     assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
+
+
+def test_a_critic_divides_weights_by_their_largest_singular_value_and_adds_what_the_class_projects() -> None:
+    torch.manual_seed(0)
+    critic = Critic(1, [6, 8], 2, [3], spectral=True)
+    image, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1])
+    for _ in range(300):
+        critic(image, label)
+
+    def whole(module: Any) -> Tensor:
+        weight: Tensor = module.parametrizations.weight.original
+        return weight / torch.linalg.svdvals(weight.flatten(1))[0]
+
+    x = image
+    for block, stride in ((critic.blocks[0], 1), (critic.blocks[2], 2)):
+        x = leaky_relu(conv2d(x, whole(block), block.bias, stride, 1), 0.2)
+    seen = x.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5)).flatten(1)
+    told = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])  # a class that is missing says nothing
+    expected = seen @ whole(critic.score).T + critic.score.bias + (seen * (told @ whole(critic.fit).T)).sum(1, keepdim=True)
+    torch.testing.assert_close(critic.eval()(image, label), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_canvas_gives_pixels_between_black_and_white() -> None:

@@ -392,6 +392,13 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         "set train.zero.stage to 2",
     ),
     (
+        "exact_gramians_of_sharded_parameters",
+        {"phases.joint.balancer": {"kind": "upgrad", "gram": "exact"}, "train": {"zero": 3}},
+        "phases.joint.balancer.gram",
+        "exact gradients need whole parameters, which ZeRO stage 3 shards",
+        "set train.zero.stage to 2",
+    ),
+    (
         "dataset_unused",
         {"data.more": {"kind": "digits", "columns": {"ink": "number"}}},
         "data.more",
