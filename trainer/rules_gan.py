@@ -86,4 +86,19 @@ def slopes_are_bounded(draft: Draft) -> Iterator[Finding]:
             yield Finding((*path, "loss"), finding, "write gradient_penalty: 10, or spectral_norm: true in the critic")
 
 
-RULES: tuple[Rule, ...] = (models_play_their_parts, sides_agree, sides_learn_apart, slopes_are_bounded)
+def singular_values_are_exact(draft: Draft) -> Iterator[Finding]:
+    """Spectral normalisation keeps its singular vectors in float32, which torch can't multiply by weights of less."""
+    train = draft.train
+    if train is None or not draft.sound(("train", "precision")):
+        return
+    if train.precision == "fp32" or (train.precision == "auto" and not draft.gpus):
+        return
+    for name, model in draft.models.items():
+        if isinstance(model, ConvCritic) and model.spectral_norm and draft.sound(("models", name)):
+            finding = f"is '{train.precision}', and the spectral norms of model '{name}' need float32"
+            remedy = "write fp32, or spectral_norm: false in the critic, with a penalty on its slope"
+            yield Finding(("train", "precision"), finding, remedy)
+            return
+
+
+RULES: tuple[Rule, ...] = (models_play_their_parts, sides_agree, sides_learn_apart, slopes_are_bounded, singular_values_are_exact)

@@ -77,6 +77,7 @@ FAULTS = [
     ("phases.spot.balancer", "gradnorm", "phases.spot.balancer: gradnorm weighs gradients at one representation"),
     ("phases.fool.balancer", {"kind": "equal", "probe_every": 2},
      "phases.fool.balancer.probe_every: looks at gradients at one representation, and task 'fool' (gan_fool) reads several\n    fix: remove it"),
+    ("train.precision", "bf16", "train.precision: is 'bf16', and the spectral norms of model 'critic' need float32\n    fix: write fp32, or"),
     ("publish.models", ["critik"], "publish.models[0]: no model is called 'critik'\n    fix: did you mean 'critic'?"),
     ("publish.models", ["critic", "critic"], "publish.models[1]: model 'critic' is named twice"),
 ]  # fmt: skip
