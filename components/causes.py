@@ -90,6 +90,8 @@ def first_failure(situation: Situation, logs: Mapping[str, str] | None = None, a
     second is told apart by what it left: the loss of another rank is an effect, a kill or an own error is a cause.
     """
     ends = [end for pod in situation.pods.values() for end in pod.ended if end.exit_code != 0]
+    # one that says that it is not started again has nothing to say of what went wrong before
+    ends = [end for end in ends if (_word(end) or {}).get("type") != "NotAgain"] or ends
     if not ends:
         return None
     attempt = max(end.attempt for end in ends) if attempt is None else attempt
@@ -270,7 +272,8 @@ def _untold(situation: Situation) -> Cause:
 def _earlier(situation: Situation) -> Sequence[str]:
     """A line per attempt that was survived, and per suspension."""
     lines = []
-    for attempt in range(situation.restarts):
+    last = first_failure(situation) if situation.state == "failed" else None
+    for attempt in range(min(situation.restarts, last.attempt) if last else situation.restarts):
         end = first_failure(situation, attempt=attempt)
         if end is None:
             lines.append(f"attempt {attempt + 1}: restarted")

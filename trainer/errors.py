@@ -1,6 +1,7 @@
 """Every error that cotrain raises on purpose, and what each means to the one who sees it.
 
 CotrainError              ours: exit code 1, with a traceback
+├── NotAgain              of a node that was started once more than the document allows: exit code 3
 └── UserError             the user's: exit code 2, place + finding + remedy, no traceback
     ├── SpecError         the document
     ├── DataError         the rows behind it
@@ -33,6 +34,12 @@ class CotrainError(Exception):
     """Something went wrong on our side."""
 
     exit_code = 1
+
+
+class NotAgain(CotrainError):
+    """A node is not to be started again; what went wrong was said by those before it."""
+
+    exit_code = 3
 
 
 class UserError(CotrainError):

@@ -8,7 +8,7 @@ PET_MASTER_PORT). torchrun ends with 1 whatever happened; this ends so that whoe
     0     trained
     2     the user's to put right: starting again is of no use
     143   asked to stop, the state is saved (128 + SIGTERM, as of a process that died of it): start again, nothing has failed
-    3     failed, and was started again as often as COTRAIN_MAX_RESTARTS allows
+    3     failed, and was started again as often as COTRAIN_MAX_RESTARTS allows; or was started once more than that
     1     failed
 
 The word of the rank that failed first goes, as JSON, where Kubernetes looks for a termination message.
@@ -30,15 +30,15 @@ from types import FrameType
 from typing import Any
 
 from trainer.elastic import environment, is_elastic, last_incident, rendezvous
-from trainer.errors import UserError
-from trainer.observe import words
+from trainer.errors import NotAgain, UserError
+from trainer.observe import word_of, words
 from trainer.results import MANIFEST
 from trainer.stores import open_store
 
 SHUTDOWN_TIMEOUT_S = 600
 """How long ranks have to save their state after SIGTERM; torchrun's own default is 30."""
 
-STOPPED, GIVEN_UP = 143, 3
+STOPPED, GIVEN_UP = 143, NotAgain.exit_code
 TERMINATION_LOG = "COTRAIN_TERMINATION_LOG"
 _MESSAGE_BYTES = 4096  # Kubernetes keeps no more
 
@@ -144,6 +144,16 @@ def main() -> int:
     with suppress(UserError):  # of a store: the ranks say it better
         if trained(root, key):  # it was lost, or is late, and the others are done
             return 0
+    said = os.environ.get("COTRAIN_MAX_RESTARTS")
+    restarts, limit = int(os.environ.get("COTRAIN_RESTARTS") or 0), int(said) if said else None
+    log = os.environ.get(TERMINATION_LOG)
+    if limit is not None and restarts > limit:
+        # a node that is killed as a whole, for want of memory say, can't say that it was not to be started again
+        error = NotAgain(f"not started for the {restarts}. time again: cluster.max_restarts is {limit}")
+        print(error, file=sys.stderr, flush=True)
+        if log:
+            Path(log).write_text(message([word_of(f"node {os.environ.get('PET_NODE_RANK') or 0}", error)]))
+        return error.exit_code
     processes = os.environ.get("PET_NPROC_PER_NODE", "")
     failures = Path(tempfile.mkdtemp(prefix="cotrain-failures-"))
     ranks = [sys.executable, "-m", "trainer.run", root, key]
@@ -158,11 +168,9 @@ def main() -> int:
         return 0
     if elastic and left:
         left = last_incident(left)
-    log = os.environ.get(TERMINATION_LOG)
     if left and log:
         Path(log).write_text(message(left))
-    limit = os.environ.get("COTRAIN_MAX_RESTARTS")
-    return outcome(code, asked, left, int(os.environ.get("COTRAIN_RESTARTS") or 0), int(limit) if limit else None)
+    return outcome(code, asked, left, restarts, limit)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,15 @@ def test_no_traceback_leaves_the_last_lines():
     assert cause_of(situation(job(), pod(0)), {"j-0": log}).traceback == "\n".join(f"line {n}" for n in range(80, 100))
 
 
+def test_a_pod_that_is_not_started_again_leaves_the_cause_to_the_one_before():
+    """Where all of a container is killed at once, the node can't say that it was not to be started again; the next one says it."""
+    killed = pod(1, exit_code=137, at=10, reason="OOMKilled", name="j-1-a")
+    refused = pod(0, exit_code=3, at=40, name="j-0-b", message=word("node 0", "NotAgain", "not started for the 1. time again"))
+    refused["metadata"]["labels"]["jobset.sigs.k8s.io/restart-attempt"] = "1"
+    cause = cause_of(situation(job(), killed, refused))
+    assert (cause.reason, cause.who, cause.earlier) == ("OOMKilled", "rank 1", ())
+
+
 def test_a_node_that_evicts_for_want_of_memory_is_named():
     gone = pod(0, exit_code=None, reason="Evicted", message="")
     gone["status"] |= {"reason": "Evicted", "message": "The node was low on resource: memory."}

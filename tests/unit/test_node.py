@@ -90,6 +90,14 @@ def test_a_node_leaves_the_word_of_its_rank_where_kubernetes_looks_for_it(tmp_pa
     assert found.returncode == (2 if word["exit_code"] == 2 else GIVEN_UP), found.stderr
 
 
+def test_a_node_that_is_started_once_too_often_does_not_train(tmp_path):
+    """The one before was killed as a whole, and could not say that it was the last."""
+    found = node(tmp_path / "nothing", "0" * 24, tmp_path, COTRAIN_MAX_RESTARTS="0", COTRAIN_RESTARTS="1")
+    word = json.loads((tmp_path / "message").read_text())
+    assert (found.returncode, word["type"]) == (GIVEN_UP, "NotAgain")
+    assert "cluster.max_restarts is 0" in word["message"]
+
+
 def test_a_node_that_comes_late_finds_the_work_done(tmp_path):
     open_store(str(tmp_path)).write(f"results/train/{'0' * 24}/manifest.json", b"{}")
     found = node(tmp_path, "0" * 24, tmp_path)
