@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from trainer.errors import Fault, LaunchError
 from trainer.plan import independent, train_relevant
 from trainer.results import key_of
 from trainer.spec import JointSpec
@@ -45,6 +48,22 @@ def write_request(root: str, request: Json) -> None:
 def read_request(root: str, key: str) -> Json:
     """A request by its key."""
     return json.loads(open_store(root).read(f"requests/train/{key}.json"))
+
+
+def spec_of(request: Json) -> JointSpec:
+    """The document of a request, which whoever launches has checked.
+
+    Raises:
+        LaunchError: if that was another version of cotrain: the image of training pods need not be the launcher's.
+    """
+    try:
+        return JointSpec.model_validate(request["spec"])
+    except ValidationError as error:
+        remedy = "train with the version that launches: COTRAIN_IMAGE, or the image of the runtime in k8s/base"
+        raise LaunchError(
+            Fault(".".join(map(str, found["loc"])), f"{found['msg']}: the request is of another version of cotrain than this one", remedy)
+            for found in error.errors()
+        ) from None
 
 
 def _request(spec: JointSpec, data: Prepared, role: str, task: str | None, seed: int) -> Json:

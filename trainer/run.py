@@ -40,7 +40,7 @@ from trainer.order import Order, share
 from trainer.parts import ROW, Balancer, Optimizer, Sync
 from trainer.plan import PhasePlan, learning_rate, plan_phase
 from trainer.points import Place, lacking
-from trainer.requests import read_request
+from trainer.requests import read_request, spec_of
 from trainer.results import Result, fetch, write_manifest
 from trainer.shards import Split
 from trainer.spec import JointSpec, Task
@@ -111,7 +111,7 @@ class Run:
     def __init__(self, request: dict[str, Any], root: str, world: World, started: float, startup: Startup | None = None) -> None:
         self.request, self.root, self.world, self._started = request, root, world, started
         self._startup = startup or Startup(started)
-        self.spec = JointSpec.model_validate(request["spec"])
+        self.spec = spec_of(request)
         self.seed: int = request["seed"]
         self.key: str = request["key"]
         prepared = self._prepared()
@@ -854,7 +854,7 @@ def main() -> int:
     world = None
     try:
         request = read_request(root, key)
-        cluster = JointSpec.model_validate(request["spec"]).cluster
+        cluster = spec_of(request).cluster
         world = open_world(cluster.gpus_per_node, cluster.peer_timeout_s)
         startup.done("ranks")
         Run(request, root, world, started, startup).run()

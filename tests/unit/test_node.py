@@ -98,6 +98,17 @@ def test_a_node_that_is_started_once_too_often_does_not_train(tmp_path):
     assert "cluster.max_restarts is 0" in word["message"]
 
 
+def test_a_request_of_another_version_is_not_tried_again(tmp_path):
+    """The image of the pods that train is older than the one that launches."""
+    request = {"key": "0" * 24, "spec": {"name": "digits", "later": True, "data": {}, "models": {}, "tasks": {}}}
+    open_store(str(tmp_path)).write(f"requests/train/{'0' * 24}.json", json.dumps(request).encode())
+    found = node(tmp_path, "0" * 24, tmp_path)
+    word = json.loads((tmp_path / "message").read_text())
+    assert (found.returncode, word["type"]) == (2, "LaunchError"), found.stderr
+    assert "later" in [fault["place"] for fault in word["faults"]]
+    assert "another version" in word["message"]
+
+
 def test_a_node_that_comes_late_finds_the_work_done(tmp_path):
     open_store(str(tmp_path)).write(f"results/train/{'0' * 24}/manifest.json", b"{}")
     found = node(tmp_path, "0" * 24, tmp_path)
