@@ -112,7 +112,7 @@ def panels(text: str) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for name, body in re.findall(r"<!-- results_balancers (\w+) -->(.*?)<!-- end", text, re.S):
         head, _, *lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
-        column = head.index("over `static`, tuned, %".strip(" `"))
+        column = head.index(f"over {NAMES['static']}, %")
         names = {shown.replace("`", ""): short for short, shown in NAMES.items()}
         cells = [(line[0].replace("`", ""), line[column]) for line in lines]
         found[name] = [(names.get(method, method), *map(float, re.findall(r"[-+]\d+\.\d+", cell))) for method, cell in cells if cell]  # type: ignore[misc]

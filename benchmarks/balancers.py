@@ -39,10 +39,8 @@ BATCH = 64
 CLASSES = 10
 METHODS = ["upgrad", "pcgrad", "mgda", "cagrad", "aligned_mtl", "imtl_g", "nash_mtl", "fairgrad"]
 SOURCES = ["representation", "last_layer"]
-
-
 FEWER = ["upgrad", "mgda", "nash_mtl"]
-"""Methods tried on the large trunk, of which one is held for every contestant at once."""
+"""Methods tried on the large trunk: every contestant holds a trunk of its own, all at a time."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def parts(kind: str, tasks: int, big: bool, ground: Ground) -> tuple[nn.Module, 
     return body, heads, x.to(ground.device), dict(zip(heads, y.to(ground.device), strict=True))
 
 
-def ours(kind: str, tasks: int, big: bool, method: str, source: str, ground: Ground = HERE) -> Callable[[], None]:
+def ours(kind: str, tasks: int, big: bool, method: str, source: str, ground: Ground) -> Callable[[], None]:
     """One step of cotrain's own loop."""
     body, heads, x, y = parts(kind, tasks, big, ground)
     spec = {name: Task(data="d", model="m", input="x", target=name, objective="cross_entropy") for name in heads}
@@ -144,7 +142,7 @@ class Summed(nn.Module):
         return torch.stack([nn.functional.cross_entropy(head(z).float(), y[name]) for name, head in self.heads.items()]).sum()
 
 
-def plain(kind: str, tasks: int, big: bool, ground: Ground = HERE) -> Callable[[], None]:
+def plain(kind: str, tasks: int, big: bool, ground: Ground) -> Callable[[], None]:
     """The sum of the losses, by hand: a loop as one would write it in torch, or with DeepSpeed."""
     body, heads, x, y = parts(kind, tasks, big, ground)
     model = Summed(body, heads)
@@ -170,7 +168,7 @@ def plain(kind: str, tasks: int, big: bool, ground: Ground = HERE) -> Callable[[
     return sharded
 
 
-def torchjd(kind: str, tasks: int, big: bool, how: str, ground: Ground = HERE) -> Callable[[], None]:
+def torchjd(kind: str, tasks: int, big: bool, how: str, ground: Ground) -> Callable[[], None]:
     """TorchJD with UPGrad: by Jacobians, batched over the tasks (its default) or task by task, or by its Gramian engine.
 
     Where the others train by ZeRO in bf16, it has whole float32 parameters under autocast to bf16: its solver takes no bf16.

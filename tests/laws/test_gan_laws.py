@@ -115,12 +115,18 @@ def test_noise_of_rows_that_follow_one_another_is_normal_and_independent(first: 
     assert np.abs(correlated).max() < 5 / np.sqrt(4000)
 
 
-def test_spectral_norms_are_one_after_some_passes_and_rest_in_evaluation() -> None:
+def settled(passes: int) -> tuple[Critic, Tensor, Tensor]:
+    """A critic whose spectral norms have been found by power iteration, and a batch."""
     torch.manual_seed(0)
     critic = Critic(1, [6, 8], 2, [3], spectral=True)
     image, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1])
-    for _ in range(30):
+    for _ in range(passes):
         critic(image, label)
+    return critic, image, label
+
+
+def test_spectral_norms_are_one_after_some_passes_and_rest_in_evaluation() -> None:
+    critic, image, label = settled(30)
     critic.eval()
     for weight in (critic.blocks[0].weight, critic.blocks[2].weight, critic.score.weight, critic.fit.weight):
         assert float(torch.linalg.matrix_norm(weight.detach().flatten(1), 2)) == pytest.approx(1, abs=1e-2)
@@ -130,11 +136,7 @@ def test_spectral_norms_are_one_after_some_passes_and_rest_in_evaluation() -> No
 
 
 def test_a_critic_divides_weights_by_their_largest_singular_value_and_adds_what_the_class_projects() -> None:
-    torch.manual_seed(0)
-    critic = Critic(1, [6, 8], 2, [3], spectral=True)
-    image, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1])
-    for _ in range(300):
-        critic(image, label)
+    critic, image, label = settled(300)
 
     def whole(module: Any) -> Tensor:
         weight: Tensor = module.parametrizations.weight.original
