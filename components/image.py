@@ -1,5 +1,3 @@
-"""The image that every step runs in."""
+"""The image that every step runs in where none is named: who compiles for a cluster names one (`pipelines.compiled`)."""
 
-import os
-
-IMAGE = os.environ.get("COTRAIN_IMAGE", "cotrain-python:0.1.0")
+IMAGE = "cotrain-python:0.1.0"

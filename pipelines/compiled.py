@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from components.image import IMAGE
 from components.parameters import SETTINGS
 from components.target import named
 from trainer.spec import digest
@@ -26,16 +27,20 @@ LAUNCHER = "trainjob"
 _BACKOFF = {"backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"}
 
 
-@cache
 def compile_pipeline(image: str | None = None) -> str:
-    """The pipeline as the text of a YAML file; every step runs in `image` (default: COTRAIN_IMAGE).
+    """The pipeline as the text of a YAML file; every step runs in `image` (default: COTRAIN_IMAGE), and so does what trains,
+    unless a run names another.
 
     Raises:
         LaunchError: there can be no image of that name.
     """
     if image:
-        named(image, "--image")
-        os.environ["COTRAIN_IMAGE"] = image  # read when components are imported, which is below
+        return _compiled(named(image, "--image"))
+    return _compiled(named(os.environ.get("COTRAIN_IMAGE") or IMAGE))
+
+
+@cache
+def _compiled(image: str) -> str:
     from kfp import compiler
 
     from pipelines.joint import joint
@@ -46,7 +51,7 @@ def compile_pipeline(image: str | None = None) -> str:
         text = file.read_text()
     head = "".join(line + "\n" for line in text.splitlines() if line.startswith("#"))
     documents = list(yaml.safe_load_all(text))
-    _dress(documents[0])
+    _dress(documents[0], image)
     return head + yaml.safe_dump_all(documents, sort_keys=True, width=4096, allow_unicode=True)
 
 
@@ -60,7 +65,7 @@ def parameters_of(text: str) -> int:
     return len(next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"])
 
 
-def _dress(pipeline: dict[str, Any]) -> None:
+def _dress(pipeline: dict[str, Any], image: str) -> None:
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     for name, setting in SETTINGS.items():
         if setting.choices:
@@ -69,8 +74,10 @@ def _dress(pipeline: dict[str, Any]) -> None:
         script = executor["container"]["command"]
         # dash, the sh of Debian, keeps SIGTERM to itself: a step that launches would never hear that its run was ended
         script[2] = script[2].replace("_KFP_RUNTIME=true python3 -m", "_KFP_RUNTIME=true exec python3 -m")
+        executor["container"]["image"] = image
         if name.startswith(("exec-train", "exec-check")):
-            executor["container"].setdefault("env", []).append({"name": "COTRAIN_LAUNCHER", "value": LAUNCHER})
+            launched = {"COTRAIN_IMAGE": image, "COTRAIN_LAUNCHER": LAUNCHER}
+            executor["container"].setdefault("env", []).extend({"name": name, "value": value} for name, value in launched.items())
     for component in [pipeline["root"], *pipeline["components"].values()]:
         for task in component.get("dag", {}).get("tasks", {}).values():
             step = task["componentRef"]["name"].removeprefix("comp-").rstrip("-0123456789")

@@ -9,7 +9,6 @@ from kfp import dsl, kubernetes
 
 from components import steps
 from components.guard import RUN
-from components.image import IMAGE
 from components.parameters import AS_WRITTEN
 from components.store_access import ADDRESS, CA_FOLDER, CREDENTIALS, STORE
 
@@ -38,9 +37,8 @@ def fresh(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def train(run: dict, root: str, image: str, name: str) -> dsl.pipeline_channel.PipelineChannel:
-    """A training step; the image it runs in is the one that trains, unless the run names another."""
-    task = placed(steps.train(run=run, root=root, image=image)).set_env_variable("COTRAIN_IMAGE", IMAGE)
-    return task.set_display_name(name).outputs["Output"]
+    """A training step."""
+    return placed(steps.train(run=run, root=root, image=image)).set_display_name(name).outputs["Output"]
 
 
 @dsl.pipeline(name="cotrain", description="Train jointly and prove, per task, that it paid off.")
@@ -87,7 +85,7 @@ def joint(
                 cluster_gpus_per_node=cluster_gpus_per_node,
                 cluster_queue=cluster_queue,
             )
-        ).set_env_variable("COTRAIN_IMAGE", IMAGE)
+        )
         with dsl.ParallelFor(checked.output) as item:
             prepared = placed(steps.prepare(item=item, root=root)).outputs["Output"]
 

@@ -58,11 +58,11 @@ def artifact(folder: Path, step: str, name: str) -> Any:
 
 
 def test_the_compiled_pipeline_trains_what_its_parameters_say_and_its_artifacts_say_where(folder):
-    (outcome,) = (json.loads(file.read_text()) for file in (folder / "runs" / "outcomes").glob("*.json"))
-    published = Path(outcome["published"])
+    outcomes = [json.loads(file.read_text())["published"] for file in (folder / "runs" / "outcomes").glob("*.json")]
+    published = Path(artifact(folder, "publish", "model")["uri"])
+    assert outcomes.count(str(published)) == 1
     spec = json.loads((published / "spec.json").read_text())
     assert (spec["train"]["batch"], spec["train"]["zero"]["stage"], spec["cluster"]["launcher"]) == (16, 1, "local")
-    assert artifact(folder, "publish", "model")["uri"] == str(published)
     assert Path(artifact(folder, "prepare", "data")["uri"], "manifest.json").is_file()
     assert Path(artifact(folder, "report", "page")["uri"]).read_text().startswith("<!doctype html>")
     assert Path(artifact(folder, "causes", "page")["uri"]).read_text() == "Nothing failed.\n"

@@ -26,7 +26,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     from pipelines.cli import main
 
     file = tmp_path_factory.mktemp("compiled") / "cotrain.yaml"
-    done = CliRunner().invoke(main, ["compile", "-o", str(file)], catch_exceptions=False)
+    done = CliRunner().invoke(main, ["compile", "-o", str(file)], env={"COTRAIN_IMAGE": None}, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return file.read_text()
 
@@ -86,21 +86,25 @@ def test_no_step_installs_anything_and_all_run_in_one_image(compiled):
     assert not [c for c in containers if "pip install" in " ".join(c["command"])]
 
 
-def test_the_image_of_every_step_can_be_named(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        "from pipelines.cli import main; main()",
-        "compile",
-        "-o",
-        "out.yaml",
-        "--image",
-        "registry.example/cotrain:7",
-    ]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
-    executors = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))["deploymentSpec"]["executors"].values()
-    assert {entry["container"]["image"] for entry in executors} == {"registry.example/cotrain:7"}
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [(["--image", "registry.example/cotrain:7"], "registry.example/cotrain:8"), ([], "registry.example/cotrain:7")],
+    ids=["option", "environment"],
+)
+def test_the_image_of_every_step_can_be_named_whatever_was_compiled_before(text, tmp_path, options, environment):
+    from pipelines.cli import main
+
+    file = tmp_path / "out.yaml"
+    CliRunner().invoke(main, ["compile", "-o", str(file), *options], env={"COTRAIN_IMAGE": environment}, catch_exceptions=False)
+    assert file.read_text() == text.replace("cotrain-python:0.1.0", "registry.example/cotrain:7") != text
+
+
+def test_an_image_that_no_registry_could_have_is_refused(tmp_path):
+    from pipelines.cli import main
+
+    done = CliRunner().invoke(main, ["compile", "-o", str(tmp_path / "out.yaml")], env={"COTRAIN_IMAGE": "Not An Image"})
+    assert done.exit_code == 2
+    assert "COTRAIN_IMAGE: 'Not An Image'" in done.output
 
 
 def tasks(compiled: dict[str, Any]) -> dict[str, dict[str, Any]]:
