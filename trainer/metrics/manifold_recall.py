@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.parts import Metric
+from trainer.metrics.share import Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# N rows, D features, R resamples
+# N rows, D features
 
 
-class ManifoldRecall(Metric):
+class ManifoldRecall(Share):
     """Share of real images that lie among the made ones: variety, whatever their quality; 1 is best.
 
     An image lies among others where it is no farther from one of them than that one's k-th neighbour is. Resampling draws the images that
@@ -26,18 +26,8 @@ class ManifoldRecall(Metric):
     kind: Literal["manifold_recall"] = "manifold_recall"
     k: int = Field(3, ge=1, le=1000, description="Neighbours that say how far a neighbourhood reaches.")
 
-    def compute(self, score: Tensor, target: Tensor, classes: int) -> float:
+    def hits(self, score: Tensor, target: Tensor) -> Tensor | None:
+        """`score` and `target` `[N, D]`: features of made and of real images."""
         from trainer.manifold import within
 
-        if len(target) <= self.k or not score.isfinite().all():
-            return float("nan")
-        return float(within(target, score, self.k).mean())
-
-    def resampled(self, score: Tensor, target: Tensor, classes: int, count_RN: Tensor) -> Tensor:
-        import torch
-
-        from trainer.manifold import within
-
-        if len(target) <= self.k or not score.isfinite().all():
-            return torch.full((len(count_RN),), torch.nan)
-        return count_RN @ within(target, score, self.k).to(count_RN) / count_RN.sum(1)
+        return within(target, score, self.k) if len(target) > self.k else None

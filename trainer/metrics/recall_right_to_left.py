@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from trainer.metrics.retrieval import found
-from trainer.parts import Metric
+from trainer.metrics.share import Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# N rows, D width, R resamples
+# N rows, D width
 
 
-class RecallRightToLeft(Metric):
+class RecallRightToLeft(Share):
     """Recall@k: rows whose left item is among the k most similar to their right one, of all rows' left items; ties count as found.
 
     Source: Karpathy & Fei-Fei, Deep Visual-Semantic Alignments, CVPR 2015, section 4.1.
@@ -25,15 +25,6 @@ class RecallRightToLeft(Metric):
     kind: Literal["recall_right_to_left"] = "recall_right_to_left"
     k: int = Field(1, ge=1, description="How many of the most similar items are looked at.")
 
-    def compute(self, score: Tensor, target: Tensor, classes: int) -> float:
+    def hits(self, score: Tensor, target: Tensor) -> Tensor:
         """`score` `[N, 2, D]`: both sides of each row."""
-        if not len(target) or not score.isfinite().all():
-            return float("nan")
-        return float(self._hits(score).mean())
-
-    def resampled(self, score: Tensor, target: Tensor, classes: int, count_RN: Tensor) -> Tensor:
-        """Rows are drawn anew; what each is to be found among stays all of them."""
-        return count_RN @ self._hits(score).to(count_RN) / count_RN.sum(1)
-
-    def _hits(self, score: Tensor) -> Tensor:
         return found(score[:, 1], score[:, 0], self.k)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.objectives.peers import all_rows
-from trainer.parts import Objective, View
+from trainer.objectives.peers import Taught
+from trainer.parts import View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,35 +20,28 @@ if TYPE_CHECKING:
 # B rows, K classes
 
 
-class CrossTeach(Objective):
+class CrossTeach(Taught):
     """Cross-entropy of the learner with the class that its teachers agree on with confidence, over rows without a label.
 
     Rows of which the teachers are not sure add nothing to the loss, and count all the same: the pressure grows with their confidence.
     """
 
-    wide: ClassVar[bool] = True
     targets: ClassVar[frozenset[str]] = frozenset({"category"})
     takes_target: ClassVar[bool | None] = None
-    judges: ClassVar[str | None] = ""
 
     kind: Literal["cross_teach"] = "cross_teach"
-    learner: str = Field(description="Task whose model and head learn.")
     teachers: list[str] = Field(min_length=1, description="Tasks of the same classes; the mean of their probabilities labels rows.")
     confidence: float = Field(0.9, ge=0, lt=1, description="Least probability of a label.")
 
-    def reads(self) -> list[str]:
-        """The learner and its teachers."""
-        return [self.learner, *self.teachers]
-
-    def teaches(self) -> list[str]:
-        """The learner alone."""
-        return [self.learner]
+    def taught_by(self) -> list[str]:
+        """The teachers."""
+        return self.teachers
 
     def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
         """Rows whose target is missing; all where the task names none."""
         import torch
 
-        return all_rows(columns) if target is None else (columns[target] < 0).sum(dtype=torch.float32)
+        return super().rows(columns, target) if target is None else (columns[target] < 0).sum(dtype=torch.float32)
 
     def loss(self, view: View) -> Tensor:
         """Float32 whatever the precision of the logits."""

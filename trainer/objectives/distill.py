@@ -5,13 +5,12 @@ Source: Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, Ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainer.objectives.peers import all_rows
-from trainer.parts import Objective, View
+from trainer.objectives.peers import Taught
+from trainer.parts import View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,29 +18,16 @@ if TYPE_CHECKING:
 # B rows, K classes
 
 
-class Distill(Objective):
+class Distill(Taught):
     """KL(mean of the teachers' probabilities || learner), softened, summed over all rows, labelled or not. Teachers don't change."""
 
-    wide: ClassVar[bool] = True
-    takes_target: ClassVar[bool | None] = False
-    judges: ClassVar[str | None] = ""
-
     kind: Literal["distill"] = "distill"
-    learner: str = Field(description="Task whose model and head learn.")
     teachers: list[str] = Field(min_length=1, description="Tasks of the same classes; their mean is imitated.")
     temperature: float = Field(2.0, gt=0, description="Divides logits; the loss is multiplied by its square, so gradients keep their size.")
 
-    def reads(self) -> list[str]:
-        """The learner and its teachers."""
-        return [self.learner, *self.teachers]
-
-    def teaches(self) -> list[str]:
-        """The learner alone."""
-        return [self.learner]
-
-    def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
-        """All rows."""
-        return all_rows(columns)
+    def taught_by(self) -> list[str]:
+        """The teachers."""
+        return self.teachers
 
     def loss(self, view: View) -> Tensor:
         """Float32 whatever the precision of the logits."""

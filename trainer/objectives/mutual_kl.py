@@ -5,13 +5,12 @@ Source: Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018, equation
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainer.objectives.peers import all_rows
-from trainer.parts import Objective, View
+from trainer.objectives.peers import Taught
+from trainer.parts import View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,32 +18,19 @@ if TYPE_CHECKING:
 # B rows, K classes
 
 
-class MutualKl(Objective):
+class MutualKl(Taught):
     """Mean over peers of KL(peer || learner), summed over all rows, labelled or not. Peers are targets: nothing flows back into them.
 
     One task a learner, beside the learner's own task; the weight of the two is the balancer's business.
     """
 
-    wide: ClassVar[bool] = True
-    takes_target: ClassVar[bool | None] = False
-    judges: ClassVar[str | None] = ""
-
     kind: Literal["mutual_kl"] = "mutual_kl"
-    learner: str = Field(description="Task whose model and head learn.")
     peers: list[str] = Field(min_length=1, description="Tasks of the same classes that it learns from.")
     temperature: float = Field(1.0, gt=0, description="Divides logits; the loss is multiplied by its square, so gradients keep their size.")
 
-    def reads(self) -> list[str]:
-        """The learner and its peers."""
-        return [self.learner, *self.peers]
-
-    def teaches(self) -> list[str]:
-        """The learner alone."""
-        return [self.learner]
-
-    def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
-        """All rows."""
-        return all_rows(columns)
+    def taught_by(self) -> list[str]:
+        """The peers."""
+        return self.peers
 
     def loss(self, view: View) -> Tensor:
         """Float32 whatever the precision of the logits."""
