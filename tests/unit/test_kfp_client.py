@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_waiting_ends_with_the_run_also_when_it_was_cancelled(server, text):
         run = started(kfp, text)
         timer = threading.Timer(0.1, server.finish, (run, state))
         timer.start()
-        assert kfp.wait(run, 20, lambda now: None, poll_s=0.02).state == state
+        assert kfp.wait(run, 60, lambda now: None, poll_s=0.02).state == state
         timer.join()
 
 
@@ -88,15 +89,19 @@ def test_waiting_survives_a_server_that_is_away_for_a_while(server, text):
     run = started(kfp, text)
     server.away, answers = 503, []
 
+    asked = len(server.requests)
+
     def back() -> None:
+        while len(server.requests) < asked + 8:
+            time.sleep(0.01)
         server.away = None
         server.finish(run)
 
-    timer = threading.Timer(0.3, back)
-    timer.start()
-    assert kfp.wait(run, 20, answers.append, poll_s=0.02).state == "SUCCEEDED"
-    timer.join()
-    assert len(server.requests) > len(answers) + 5
+    other = threading.Thread(target=back)
+    other.start()
+    assert kfp.wait(run, 60, answers.append, poll_s=0.02).state == "SUCCEEDED"
+    other.join()
+    assert len(server.requests) > asked + len(answers) + 5
 
 
 def test_waiting_gives_up_in_time(server, text):

@@ -17,34 +17,34 @@ from trainer import node
 from trainer.errors import CotrainError, Stopped, UserError
 
 COUNTS = """
-import signal, sys, time
+import os, signal, sys, time
 times = 0
 def on(number, frame):
     global times
     times += 1
 signal.signal(signal.SIGTERM, on)
 open(sys.argv[1], "w").close()
-while not times:
+while not os.path.exists(sys.argv[2]):
     time.sleep(0.02)
-time.sleep(0.5)
 sys.exit(10 + times)
 """
 
 
-def ask_when(there: Path, times: int) -> None:
+def ask_when(there: Path, times: int, done: Path) -> None:
     while not there.exists():
         time.sleep(0.02)
     for _ in range(times):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
+    done.touch()  # not sooner: a signal that comes when nobody waits for it any more ends this process
 
 
 def test_sigterm_is_passed_on_once_and_the_end_is_waited_for(tmp_path):
     """A second one would cut short what torchrun does on the first."""
-    there = tmp_path / "there"
-    threading.Thread(target=ask_when, args=(there, 3)).start()
+    there, done = tmp_path / "there", tmp_path / "done"
+    threading.Thread(target=ask_when, args=(there, 3, done)).start()
     before = signal.getsignal(signal.SIGTERM)
-    assert node.call([sys.executable, "-c", COUNTS, str(there)], dict(os.environ)) == (11, True)
+    assert node.call([sys.executable, "-c", COUNTS, str(there), str(done)], dict(os.environ)) == (11, True)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

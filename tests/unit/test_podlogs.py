@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from cluster_jobs import connect
@@ -70,78 +71,77 @@ def read(kube, tmp_path, monkeypatch):
     reader = Reader(cluster.log("p", "node"), lambda: (state[0], state[1]), said.append)
     thread = threading.Thread(target=reader.run, daemon=True)
 
+    def end(with_container=True):
+        state[1] = with_container
+        with kube.changed:  # the server ends a log with its container
+            kube.open_logs.clear()
+            kube.changed.notify_all()
+        thread.join(60)
+        assert not thread.is_alive()
+
     def start():
         thread.start()
-        return state, said
+        return state, said, end
 
     yield start
-    state[1] = True
-    with kube.changed:  # the server ends a log with its container
-        kube.open_logs.clear()
-        kube.changed.notify_all()
-    thread.join(10)
-    assert not thread.is_alive()
+    end()
 
 
-def finish(state, said, count):
-    import time
+def finish(said, end, count):
+    until(lambda: len(said) >= count)
+    end()
 
-    end = time.monotonic() + 15
-    while len(said) < count and time.monotonic() < end:
+
+def until(true):
+    late = time.monotonic() + 60
+    while not true() and time.monotonic() < late:
         time.sleep(0.01)
-    state[1] = True
-    time.sleep(0.2)
 
 
 def test_a_connection_that_is_cut_within_lines_repeats_and_loses_nothing(kube, read):
     kube.logs["p"] = "\n".join(log(*[n * 3 * 10**8 for n in range(40)])) + "\n"
     kube.open_logs.add("p")
     kube.cut_logs_after = 333
-    state, said = read()
+    _, said, end = read()
     kube.fail("GET", "/p/log", 503, 2)
     kube.fail("GET", "/p/log", 0, 2)
-    finish(state, said, 40)
+    finish(said, end, 40)
     assert said == [f"line {n}" for n in range(40)]
 
 
 def test_a_container_that_has_not_started_is_waited_for(kube, read):
-    state, said = read()
-    import time
-
-    time.sleep(0.1)
+    _, said, end = read()
+    until(lambda: any("/p/log" in path for _, path in kube.requests))
     kube.logs["p"] = "\n".join(log(1, 2)) + "\n"
-    finish(state, said, 2)
+    finish(said, end, 2)
     assert said == ["line 0", "line 1"]
 
 
 def test_a_container_that_is_started_anew_is_read_to_its_end_and_then_the_next(kube, read):
     first, second = log(1, 2, 3), [line.replace("line", "again") for line in log(4 * 10**9, 5 * 10**9)]
     kube.logs["p"] = "\n".join(first[:2]) + "\n"
-    state, said = read()
-    import time
-
-    end = time.monotonic() + 10
-    while len(said) < 2 and time.monotonic() < end:
-        time.sleep(0.01)
+    state, said, end = read()
+    until(lambda: len(said) == 2)
     with kube.changed:  # it says one more line, dies and is started anew while nobody reads
         kube.logs["p/previous"] = "\n".join(first) + "\n"
         kube.logs["p"] = "\n".join(second) + "\n"
         state[0] = 1
-    finish(state, said, 5)
+    finish(said, end, 5)
     assert said == ["line 0", "line 1", "line 2", "again 0", "again 1"]
 
 
 def test_a_last_line_without_an_end_is_said_when_the_container_has_ended(kube, read):
     kube.logs["p"] = log(1)[0] + "\n" + log(1, 2)[1]
-    state, said = read()
-    finish(state, said, 1)
+    _, said, end = read()
+    finish(said, end, 1)
     assert said == ["line 0", "line 1"]
 
 
 def test_a_pod_that_is_gone_ends_the_reading(kube, read):
     kube.remove("pods", "p")
-    state, said = read()
-    assert said == [] and not state[1]
+    _, said, end = read()
+    end(with_container=False)
+    assert said == []
 
 
 @pytest.mark.parametrize(
