@@ -56,10 +56,10 @@ def source_digest(reference: str) -> str:
             if name in files or not _own(name, file, start, home):
                 continue
             files[name] = file
-            wanted += _read(file, file.stat().st_mtime_ns, name)[1]
+            wanted += _read(file, file.read_bytes(), name)[1]
     sha = hashlib.sha256()
     for name, file in sorted(files.items()):
-        sha.update(f"{name}\0{_read(file, file.stat().st_mtime_ns, name)[0]}\0".encode())
+        sha.update(f"{name}\0{_read(file, file.read_bytes(), name)[0]}\0".encode())
     return sha.hexdigest()
 
 
@@ -113,9 +113,8 @@ def _own(name: str, file: Path, start: str, home: Path | None) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _read(file: Path, changed_ns: int, name: str) -> tuple[str, tuple[str, ...]]:
-    """SHA-256 of a file, and the modules it may import; for `from a import b` both a and a.b."""
-    source = file.read_bytes()
+def _read(file: Path, source: bytes, name: str) -> tuple[str, tuple[str, ...]]:
+    """SHA-256 of what a file says, and the modules it may import; for `from a import b` both a and a.b."""
     try:
         tree = ast.parse(source) if file.suffix == ".py" else ast.Module([], [])
     except (SyntaxError, ValueError, RecursionError):
