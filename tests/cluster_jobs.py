@@ -71,7 +71,7 @@ def player(kube: KubeServer, name: str, root: Path | str, key: str, done: list[s
         found = recording(name)
         seen_s = time.monotonic()
         while not all(any(f"/{part}?" in path and "watch=true" in path for _, path in kube.requests) for part in ("trainjobs", "pods")):
-            assert time.monotonic() < seen_s + 20, "nobody watches"
+            assert time.monotonic() < seen_s + 60, "nobody watches"
             time.sleep(0.02)
         now_s, called, uid = time.time(), job["metadata"]["name"], job["metadata"]["uid"]
         recorded_uid = found.events[0][1]["object"]["metadata"]["uid"]

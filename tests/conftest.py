@@ -23,12 +23,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+SETTINGS = ("AWS_", "COTRAIN_", "KFP_", "KF_PIPELINES_")
+FOR_TESTS = ("COTRAIN_TEST_", "COTRAIN_CLUSTER_TEST", "COTRAIN_CHROMIUM", "COTRAIN_WRITE_GOLDEN")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory):
-    """Nothing is read from, or left in, the home folder of whoever runs the tests; least of all cloud credentials."""
+    """Nothing is read from, or left in, the home folder or the environment of whoever runs the tests; least of all credentials."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
+        for name in [name for name in os.environ if name.startswith(SETTINGS) and not name.startswith(FOR_TESTS)]:
             patch.delenv(name)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield

@@ -43,7 +43,7 @@ class Node:
 
     def ended(self) -> tuple[int | None, str]:
         """Its exit code and what it said."""
-        self._process.join(60)
+        self._process.join(120)
         if self._process.is_alive():
             self._process.kill()
         return self._process.exitcode, self._output.read_text()

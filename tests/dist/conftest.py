@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from training_cases import SECOND_STOP, Garden, Ranks
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quiet(tmp_path_factory: pytest.TempPathFactory):
-    """Events of runs in this process go to a file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COTRAIN_EVENTS", str(tmp_path_factory.mktemp("events") / "events.jsonl"))
-        yield
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of runs in this process go to a file; but not those of whatever other tests come to this process after these."""
+    monkeypatch.setenv("COTRAIN_EVENTS", str(tmp_path / "events.jsonl"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer import catalog
 from trainer.order import share
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
 METHODS = [kind for kind in catalog.CATALOG["balancer"] if catalog.find("balancer", kind).needs_gram]
 STAGES = [0, 1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -57,11 +58,11 @@ def test_nodes_that_have_all_they_need_pass(start, store):
 
 
 def test_the_node_that_does_not_come_is_named_by_all_that_did(start, store):
-    nodes = [start(number, 3, store, COTRAIN_PREFLIGHT_WAIT_S="2") for number in (0, 2)]
+    nodes = [start(number, 3, store, COTRAIN_PREFLIGHT_WAIT_S="4") for number in (0, 2)]
     for node in nodes:
         code, said = node.ended()
         assert code == 2
-        assert "node 1: did not come within 2 s" in said
+        assert "node 1: did not come within 4 s" in said
         assert "fix: " in said
         assert node.word["exit_code"] == 2
 
@@ -90,7 +91,7 @@ def test_a_clock_that_is_wrong_is_found_by_its_peers_and_by_the_store(start, sto
     for node in nodes:
         code, said = node.ended()
         assert code == 2
-        assert "node 1: its clock is 120 s ahead" in said
+        assert re.search(r"node 1: its clock is 1(19|2\d) s ahead", said)
     code, said = start(0, 1, store, TEST_CLOCK_AHEAD_S="120").ended()
     assert code == 2
     assert "this machine's clock is 1" in said

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def ranks_of(key: str) -> dict[int, psutil.Process]:
     return found
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """Nothing of one that has ended."""
+    with suppress(psutil.Error):
+        return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+    return []
+
+
 def processes_of(key: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if key in (p.info["cmdline"] or [])]
 
@@ -75,7 +83,7 @@ def cut(request: dict[str, Any], root: Path, file: Path, end: Callable[[dict[int
     with pytest.raises(CotrainError) as found:
         train_here(str(root), request)
     assert type(found.value) is error
-    assert processes_of(request["key"]) == []
+    assert psutil.wait_procs(processes_of(request["key"]), timeout=60)[1] == []
     assert not (root / "results" / "train" / request["key"]).exists()
 
 
@@ -148,9 +156,7 @@ def test_the_rank_that_failed_first_is_named_with_its_traceback_and_nothing_is_l
 @pytest.fixture(autouse=True)
 def no_processes_left() -> Iterator[None]:
     yield
-    left = [
-        p for p in psutil.Process().children(recursive=True) if "trainer.run" in (p.cmdline() if p.status() != psutil.STATUS_ZOMBIE else [])
-    ]
+    left = [p for p in psutil.Process().children(recursive=True) if "trainer.run" in command_of(p)]
     for process in left:
         process.kill()
     assert left == []

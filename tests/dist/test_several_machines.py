@@ -97,20 +97,24 @@ def test_a_machine_that_is_cut_off_is_noticed_and_all_start_again_from_the_last_
             return cables[0]
 
     def unplugged_for_a_while() -> None:
+        before = len(said(events, "nodes_restarted"))
         cables[0].cut(1)
-        while not said(events, "nodes_restarted"):
+        while len(said(events, "nodes_restarted")) == before:
             time.sleep(0.02)
         cables[0].join(1)
 
     monkeypatch.setattr(netns, "Network", Cabled)
     monkeypatch.setenv(launch.NAMESPACES, "1")
-    spec = document(phases={"joint": {"steps": 40}}, train=SAVES, cluster={"nodes": 2, "processes_per_node": 1, "peer_timeout_s": 6})
+    # on a busy machine they may miss one another when they start, too
+    cluster = {"nodes": 2, "processes_per_node": 1, "peer_timeout_s": 6, "max_restarts": 9}
+    spec = document(phases={"joint": {"steps": 40}}, train=SAVES, cluster=cluster)
     request = ask(spec, tmp_path)
     Once(events, unplugged_for_a_while)
     trained = launch.train_here(str(tmp_path), request)
     assert not trained.reused
     again = said(events, "nodes_restarted")
     assert (again[0]["code"], again[0]["restarts"]) == (1, 1)
+    assert len(again) < 9
     assert min(event["step"] for event in said(events, "resumed")) >= 4
     assert result(tmp_path, request["key"])["ranks"] == 2
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from command import TIMEOUT_S, document, finish, left_behind, said, start, until, write, write_csv
 
@@ -46,6 +48,15 @@ def trains(folder: Path, process: subprocess.Popen[str]) -> None:
     until(lambda: said(folder, "checkpoint") and said(folder, "progress"), process)
 
 
+def ranks_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in left_behind(folder):
+        with suppress(psutil.Error):  # others may just have ended
+            if "trainer.run" in (command := process.cmdline()) and "torch.distributed.run" not in command:
+                found.append(process)
+    return found
+
+
 def nothing_runs(folder: Path) -> bool:
     ends = time.monotonic() + TIMEOUT_S
     while left_behind(folder) and time.monotonic() < ends:
@@ -64,8 +75,7 @@ def test_ctrl_c_saves_the_state_leaves_no_process_and_the_same_command_goes_on(f
     spec = job(folder, 2, steps=1500)
     process = run(folder, spec)
     trains(folder, process)
-    ranks = [p for p in left_behind(folder) if "trainer.run" in p.cmdline() and "torch.distributed.run" not in p.cmdline()]
-    assert len(ranks) == 2
+    assert len(ranks_of(folder)) == 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.wait(TIMEOUT_S)
     assert left_behind(folder) == []
@@ -108,8 +118,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(folder):
     """One rank is made to hang first, so that there is something that does not end by itself."""
     process = run(folder, job(folder, 2))
     trains(folder, process)
-    rank = next(p for p in left_behind(folder) if "trainer.run" in p.cmdline() and "torch.distributed.run" not in p.cmdline())
-    rank.suspend()
+    ranks_of(folder)[0].suspend()
     process.send_signal(signal.SIGINT)
     until(lambda: '"stopping", "forced": false' in (folder / "out").read_text(), process)
     process.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from command import cotrain, document, environment, finish, start, write, write_
 from finished import finished
 from kfp_server import KfpServer, serving
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 RUN = """
 import sys, warnings
@@ -95,8 +96,12 @@ def test_a_trigger_that_is_killed_while_it_submits_leaves_the_key_to_the_next(fo
         held = set(claims.glob("[0-9a-f]*.json")) if claims.is_dir() else set()
         # it connects first: let just that through
         server.lock.release()
-        while not (set(claims.glob("[0-9a-f]*.json")) - held):
-            assert first.poll() is None
+        while True:
+            over = first.poll() is not None
+            if set(claims.glob("[0-9a-f]*.json")) - held:
+                break
+            assert not over
+            time.sleep(0.01)
         server.lock.acquire()
         first.kill()
         first.wait()

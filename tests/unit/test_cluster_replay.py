@@ -15,7 +15,7 @@ from components.launch import Launched
 from components.patience import Patience
 from trainer.errors import CotrainError, LaunchError
 
-SOON = {"image-pull": Patience(image_s=0.2), "unschedulable": Patience(queue_s=0.5)}
+SOON = {"image-pull": Patience(image_s=1), "unschedulable": Patience(queue_s=0.5)}
 """What would be waited for much longer."""
 
 

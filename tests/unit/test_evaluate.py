@@ -112,10 +112,10 @@ def test_every_interval_holds_its_value(place, task):
 
 
 def test_the_size_of_batches_does_not_matter(place, tmp_path, monkeypatch):
+    before, _ = read_predictions(run(place, "animal").folder / "predictions-joint-0.arrow")
     monkeypatch.setattr(evaluate, "BATCH", 7)
     found = evaluate_task("animal", place.spec, place.joint, [], place.data, str(tmp_path))
     score, _ = read_predictions(found.folder / "predictions-joint-0.arrow")
-    before, _ = read_predictions(run(place, "animal").folder / "predictions-joint-0.arrow")
     torch.testing.assert_close(score, before)
 
 
