@@ -82,7 +82,7 @@ def train(world: World, case: dict[str, Any]) -> dict[str, Tensor]:
     train = Train(batch=ROWS, zero=case["stage"], accumulate=case["accumulate"], clip=None, precision=case.get("precision", "fp32"))
     engine = open_engine(module, optimizer, train, world.size, world.device)
     place = Place(module.models["m"], case["source"], "last" if case["source"] != "representation" and "trunk" not in case else None)
-    gram = Gramian(case["source"], columns=case.get("columns", 64), places={"m": place}, probe_every=case.get("probe_every"))
+    gram = Gramian(case["source"], places={"m": place}, every=case.get("every", 1), probe_every=case.get("probe_every"))
     state, (x, y) = balancer.init(list(SPEC)), rows()
     for step in range(STEPS):
         batches = []

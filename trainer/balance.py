@@ -41,16 +41,12 @@ class Gramian:
     probe_every: int | None = None
     """Steps between exact Gramians that are only looked at."""
 
-    def due(self, step: int) -> bool:
-        """Whether a step makes an exact Gramian."""
-        return (self.source == "exact" and step % self.every == 0) or (self.probe_every is not None and step % self.probe_every == 0)
-
-    def point(self, world: World, tasks: Sequence[str], even_P: Tensor, step: int | None, scale: float) -> Balance:
-        """The balance point of a micro-batch; `step` is None but for the first of its step."""
+    def point(self, world: World, tasks: Sequence[str], even_P: Tensor, step: int, micro: int, scale: float) -> Balance:
+        """The balance point of a micro-batch. All of a step are weighed alike; the first alone is looked at."""
         cheap = "representation" if self.source == "representation" else "last_layer"
-        exact = step is not None and self.due(step)
-        use_exact = exact and self.source == "exact" and step % self.every == 0  # type: ignore[operator]
-        return Balance(world, tasks, "exact" if use_exact else cheap, self.columns, self.places, scale, exact, even_P)
+        weighed = self.source == "exact" and step % self.every == 0
+        looked_at = micro == 0 and self.probe_every is not None and step % self.probe_every == 0
+        return Balance(world, tasks, "exact" if weighed else cheap, self.columns, self.places, scale, weighed or looked_at, even_P)
 
 
 @dataclass
@@ -98,7 +94,8 @@ class Balance:
         try:
             rows = []
             for total, even in zip(sums_P, self.even_P, strict=True):  # type: ignore[arg-type]
-                rows.append(torch.cat([g.flatten().float() for g in _gradients(total * even, shared)]))
+                with self.repeatable():
+                    rows.append(torch.cat([g.flatten().float() for g in _gradients(total * even, shared)]))
         finally:
             self._measuring = False
         (flat,) = self.world.sum(torch.stack(rows).flatten())
@@ -129,7 +126,9 @@ class Balance:
         """What updates of the representations do to the shared parameters, and by them to each task."""
         pairs = [(point.z, update.view_as(point.z)) for point, update in zip(self.points, updates, strict=True)]
         ends, updates = zip(*pairs, strict=True)
-        (flat,) = self.world.sum(torch.cat([g.flatten().float() for g in _gradients(ends, shared, updates)]))
+        with self.repeatable():
+            found = _gradients(ends, shared, updates)
+        (flat,) = self.world.sum(torch.cat([g.flatten().float() for g in found]))
         update_N = flat / (self.world.size * self.scale)
         self.gained_P, self.moved = rows_PN @ update_N, update_N.norm()
 
@@ -220,7 +219,9 @@ def _gradients(of: Tensor | Sequence[Tensor], to: Sequence[Tensor], grad: Tensor
         if "use_reentrant" not in str(error):
             raise
         raise reentrant("gram", "what comes after a balance point or the last shared layer") from error
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(to, found, strict=True)]
+    # a parameter that ZeRO-3 shards is empty outside of the passes that need it
+    whole = [getattr(x, "ds_shape", x.shape) for x in to]
+    return [x.new_zeros(shape) if g is None else g for x, shape, g in zip(to, whole, found, strict=True)]
 
 
 class _Op(torch.autograd.Function):

@@ -265,10 +265,6 @@ def gradients_meet(draft: Draft) -> Iterator[Finding]:
             # of wide objectives trainer.rules_joint says what is wrong with that
             if not any(task is not None and task.objective is not None and task.objective.wide for task in tasks):
                 yield from _met(draft, phase, path)
-        exact = balancer.probe_every is not None or (balancer.gram is not None and balancer.gram.source == "exact")
-        if exact and draft.train is not None and draft.train.zero.stage == 3 and draft.sound(("train", "zero")):
-            what = "probe_every" if balancer.probe_every is not None else "gram"
-            yield Finding((*path, what), "exact gradients need whole parameters, which ZeRO stage 3 shards", "set train.zero.stage to 2")
 
 
 def _asked_of_gradients(balancer: Balancer, path: Path) -> Iterator[Finding]:
@@ -284,6 +280,9 @@ def _asked_of_gradients(balancer: Balancer, path: Path) -> Iterator[Finding]:
     elif gram.layer is not None and gram.source == "representation":
         remedy = "leave out layer, or write source: last_layer"
         yield Finding((*path, "gram", "layer"), "the source 'representation' looks at no layer", remedy)
+    elif gram.every > 1 and gram.source != "exact":
+        remedy = "leave out every, or write source: exact"
+        yield Finding((*path, "gram", "every"), f"the source '{gram.source}' makes no exact Gramian", remedy)
     elif gram.layer is not None and gram.point is not None:
         yield Finding((*path, "gram", "point"), f"the layer is named already: {shown(gram.layer)}", "leave out point, or layer")
 

@@ -86,7 +86,7 @@ def joint_step(
         even_P = world.size / count_P.clamp_min(1)  # of this rank's rows alone where the divisor comes with the losses
         point = None
         if gram is not None:
-            point = engine.module.balance = gram.point(world, seen, even_P, step if micro == 0 else None, engine.scale)
+            point = engine.module.balance = gram.point(world, seen, even_P, step, micro, engine.scale)
             point.repeatable = engine.repeatable
         sums_P = engine.losses(seen, batches)
         if ahead:
@@ -106,7 +106,7 @@ def joint_step(
             if not ahead:
                 even_P = world.size / count_P.clamp_min(1)
             engine.backward(torch.dot(sums_P, (now_T if index is None else now_T[index]) * even_P))
-        if point is not None and point.exact:
+        if point is not None and point.exact and micro == 0:
             look = _look(point, now_T, balancer, loss_T, index, counted_T > 0, before, present)
         engine.step(lr, boundary=micro == len(micro_batches) - 1)
         total_P = found_P if total_P is None else total_P + found_P

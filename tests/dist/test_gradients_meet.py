@@ -36,8 +36,10 @@ def cases() -> list[dict[str, Any]]:
         for stage in STAGES
         for s in ("representation", "last_layer")
     ]
-    found += [{"balancer": "aligned_mtl", "stage": stage, "accumulate": 1, "source": "exact"} for stage in STAGES[:3]]
-    found += [{"balancer": "upgrad", "stage": stage, "accumulate": 1, "source": "representation", "probe_every": 3} for stage in STAGES[:3]]
+    # the layer that ZeRO-3 frees is among the shared parameters of the encoders
+    found += [{"balancer": "aligned_mtl", "stage": stage, "accumulate": 1, "source": "exact", "trunk": "encoders"} for stage in STAGES]
+    found += [{"balancer": "upgrad", "stage": stage, "accumulate": 4, "source": "exact", "every": 3} for stage in STAGES[1:]]
+    found += [{"balancer": "upgrad", "stage": stage, "accumulate": 1, "source": "representation", "probe_every": 3} for stage in STAGES]
     # two balance points inside one model, found by the call; the last layer before each stands for it
     found += [
         {"balancer": kind, "stage": stage, "accumulate": 1, "source": catalog.find("balancer", kind).default_gram, "trunk": "encoders"}
@@ -57,7 +59,7 @@ CASES = cases()
 
 
 def name(case: dict[str, Any]) -> str:
-    probed = "-probed" if "probe_every" in case else ""
+    probed = "-probed" if "probe_every" in case else f"-every{case['every']}" if "every" in case else ""
     return f"{case['balancer']}-{case['source']}-zero{case['stage']}-accumulate{case['accumulate']}{probed}-{case.get('trunk', 'one')}-{case.get('precision', 'fp32')}"
 
 
@@ -86,7 +88,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def reference(case: dict[str, Any], ranks: int, known: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """Parameters by full Jacobians: nothing of the balance point, the engine or the step is used."""
-    key = json.dumps([case["balancer"], case["source"], case["accumulate"], ranks if case["accumulate"] > 1 else 1, case.get("trunk")])
+    parts = ranks if case["accumulate"] > 1 else 1
+    key = json.dumps([case["balancer"], case["source"], case.get("every"), case["accumulate"], parts, case.get("trunk")])
     if key in known:
         return known[key]
     module = fresh(case.get("trunk", "one")).double()
@@ -107,9 +110,8 @@ def reference(case: dict[str, Any], ranks: int, known: dict[str, dict[str, Tenso
             )
             loss_T = error / ROWS
             last = [trunk.left, trunk.right] if points else [trunk.last]
-            of = {"representation": points or [z], "last_layer": [p for layer in last for p in layer.parameters()], "exact": shared}[
-                case["source"]
-            ]
+            source = "last_layer" if step % case.get("every", 1) else case["source"]
+            of = {"representation": points or [z], "last_layer": [p for layer in last for p in layer.parameters()], "exact": shared}[source]
             jacobian = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(loss, of, retain_graph=True)]) for loss in loss_T])
             means = (error / len(mine)).detach().float()
             weight_T, state = balancer.weigh(means, (jacobian @ jacobian.T).float(), torch.ones(TASKS, dtype=torch.bool), state)

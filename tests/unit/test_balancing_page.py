@@ -43,7 +43,7 @@ def test_links_into_the_reference_lead_to_its_headings():
 
 def test_what_is_refused_is_refused_in_these_words(tmp_path):
     document = yaml.safe_load((ROOT / "examples" / "01-digits.yaml").read_text())
-    joint, zero = document["phases"]["joint"], document["train"]
+    joint = document["phases"]["joint"]
     own = {"models": {task: {"kind": "mlp"} for task in document["tasks"]}}
     own["tasks"] = {name: task | {"model": name} for name, task in document["tasks"].items()}
     cases = [
@@ -53,7 +53,7 @@ def test_what_is_refused_is_refused_in_these_words(tmp_path):
         {"phases": {"joint": joint | {"balancer": "upgrad", "mixer": {"kind": "round_robin", "over": "tasks"}}}},
         {"phases": {"joint": joint | {"balancer": {"kind": "dwa", "gram": "exact"}}}},
         {"phases": {"joint": joint | {"balancer": {"kind": "grad_drop", "gram": "exact"}}}},
-        {"phases": {"joint": joint | {"balancer": {"kind": "equal", "probe_every": 50}}}, "train": zero | {"zero": 3}},
+        {"phases": {"joint": joint | {"balancer": {"kind": "upgrad", "gram": {"source": "last_layer", "every": 50}}}}},
         {"phases": {"joint": joint | {"balancer": {"kind": "upgrad", "gram": {"source": "last_layer", "layer": "layers.1"}}}}},
     ]
     told = re.findall(r"^\|[^|]*\| `([^`|]+)` \| `([^`|]+)` \|$", PAGE, re.M)

@@ -385,18 +385,11 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
         "write gram: representation",
     ),
     (
-        "exact_gradients_of_sharded_parameters",
-        {"phases.joint.balancer": {"kind": "equal", "probe_every": 5}, "train": {"zero": 3}},
-        "phases.joint.balancer.probe_every",
-        "exact gradients need whole parameters, which ZeRO stage 3 shards",
-        "set train.zero.stage to 2",
-    ),
-    (
-        "exact_gramians_of_sharded_parameters",
-        {"phases.joint.balancer": {"kind": "upgrad", "gram": "exact"}, "train": {"zero": 3}},
-        "phases.joint.balancer.gram",
-        "exact gradients need whole parameters, which ZeRO stage 3 shards",
-        "set train.zero.stage to 2",
+        "steps_between_exact_gramians_that_are_not_made",
+        {"phases.joint.balancer": {"kind": "upgrad", "gram": {"source": "last_layer", "every": 5}}},
+        "phases.joint.balancer.gram.every",
+        "the source 'last_layer' makes no exact Gramian",
+        "leave out every, or write source: exact",
     ),
     (
         "dataset_unused",
