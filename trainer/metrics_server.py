@@ -43,6 +43,8 @@ class Metrics:
         self._cosine = {(a, b): cosine.labels(run, a, b) for a in tasks for b in tasks if a != b}
         self._faithful = single(Gauge, "update_cosine", "Cosine of the update with the one that exact task gradients would give")
         self._worse = single(Gauge, "tasks_made_worse", "Share of tasks whose loss the update makes worse, to first order")
+        self._fallbacks = single(Counter, "balancer_fallbacks", "Micro-batches on whose task gradients the balancer found no weights")
+        self._fell_back: dict[str, int] = {}
         self._server = None
         self.port: int | None = None
         if port is not None:
@@ -73,6 +75,11 @@ class Metrics:
                     self._cosine[task, other].set(value)
         self._faithful.set(faithful)
         self._worse.set(worse)
+
+    def fell_back(self, phase: str, times: int) -> None:
+        """How often the balancer of a phase has found no weights up to now."""
+        self._fallbacks.inc(times - self._fell_back.get(phase, 0))
+        self._fell_back[phase] = times
 
     def validated(self, loss: dict[str, float]) -> None:
         """Losses of a validation."""

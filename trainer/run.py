@@ -37,7 +37,7 @@ from trainer.joint import Batches, Joint, blank, build, counted, known, seed_of
 from trainer.metrics_server import Metrics
 from trainer.observe import emit, leave_word
 from trainer.order import Order, share
-from trainer.parts import ROW, Balancer, Optimizer, Sync
+from trainer.parts import ROW, Balancer, Optimizer, State, Sync
 from trainer.plan import PhasePlan, learning_rate, plan_phase
 from trainer.points import Place, lacking
 from trainer.requests import read_request, spec_of
@@ -340,7 +340,7 @@ class Run:
                 self._curve(plan, step, lr, meter)
             if world.first and (last or time.monotonic() - self._last_event >= spec.observe.every_s):
                 self._last_event = time.monotonic()
-                self._progress(plan, step, lr, meter)
+                self._progress(plan, step, lr, meter, _fallbacks(stage.state))
             if stage.validates and (step % every == 0 or last):
                 self._lap("train")
                 improved = self._validate(plan, step, engine, stage.stopper)
@@ -388,9 +388,10 @@ class Run:
         return {"steps": done, "steps_planned": planned, "task_steps": trained, "samples": samples}
 
     def _finished(self, stage: _Stage) -> None:
-        told = {"fallbacks": int(stage.state["fallbacks"])} if "fallbacks" in stage.state else {}
         plan = stage.plan
-        self._emit("phase_finished", phase=plan.name, step=stage.step, steps=plan.steps, stopped_early=stage.ended, **told)
+        self._emit(
+            "phase_finished", phase=plan.name, step=stage.step, steps=plan.steps, stopped_early=stage.ended, **_fallbacks(stage.state)
+        )
 
     # --- rows ----------------------------------------------------------------------------------------------------
 
@@ -573,7 +574,7 @@ class Run:
         if self.metrics:
             self.metrics.looked(cosine, faithful, worse)
 
-    def _progress(self, plan: PhasePlan, step: int, lr: float, meter: _Meter) -> None:
+    def _progress(self, plan: PhasePlan, step: int, lr: float, meter: _Meter, told: dict[str, int]) -> None:
         loss, weight, steps, seconds = meter.recent()
         rows = self._samples_of(plan, step) - self._samples_of(plan, step - steps)
         rate = rows / max(seconds, 1e-9)
@@ -585,9 +586,11 @@ class Run:
             loss=_short(loss),
             weight=_short(weight),
             rows_per_second=round(rate, 1),
+            **told,
         )
         if self.metrics:
             self.metrics.trained(steps, rows, rate, lr, loss, weight)
+            self.metrics.fell_back(plan.name, told.get("fallbacks", 0))
 
     def _all_samples(self, plan: PhasePlan, step: int) -> int:
         return self.saved.values.get("samples", 0) + self._samples_of(plan, step)
@@ -798,6 +801,11 @@ def _gramian(balancer: Balancer, plan: PhasePlan, module: Joint, spec: JointSpec
             raise LaunchError(Fault(f"{place}.{field}" if field else place, finding, remedy) for field, finding, remedy in missing)
         places[model] = Place(module.models[model], asked.source, asked.layer, asked.point or ())
     return Gramian(asked.source, asked.columns, places, asked.every, balancer.probe_every)
+
+
+def _fallbacks(state: State) -> dict[str, int]:
+    """How often a balancer found no weights, where it counts that."""
+    return {"fallbacks": int(state["fallbacks"])} if "fallbacks" in state else {}
 
 
 def _reseed(seed: int, device: torch.device) -> None:

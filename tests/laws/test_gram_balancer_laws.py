@@ -237,11 +237,11 @@ def test_after_a_bad_step_good_ones_are_weighed_as_ever(kind):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("kind", SOLVED)
+@pytest.mark.parametrize("kind", GRAM)
 def test_a_gramian_that_is_not_finite_weighs_all_alike_and_is_counted(kind):
     balancer = BALANCERS[kind]
     gram_TT = torch.eye(3)
-    gram_TT[0, 1] = math.nan
+    gram_TT[0] = math.nan
     weight_T, state = weigh(balancer, torch.ones(3), gram_TT, balancer.init(NAMES[:3]))
     assert weight_T.tolist() == [1, 1, 1]
     assert state["fallbacks"] == 1

@@ -22,11 +22,13 @@ from trainer.run import Run
 from trainer.world import World
 
 
-def scrape(port: int) -> dict[tuple[str, str | None], float]:
-    """Values by name and task."""
+def scrape(port: int) -> dict[tuple[str | None, ...], float]:
+    """Values by name and task, and of two tasks by both."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
-    return {(sample.name, sample.labels.get("task")): sample.value for family in families for sample in family.samples}
+    samples = [sample for family in families for sample in family.samples]
+    pair = lambda labels: (labels["other"],) if "other" in labels else ()  # noqa: E731
+    return {(sample.name, sample.labels.get("task"), *pair(sample.labels)): sample.value for sample in samples}
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,42 @@ def test_a_run_is_watched_while_it_trains(tmp_path: Path, events) -> None:
     assert isinstance(going.error, Stopped)
     with pytest.raises(urllib.error.URLError):
         scrape(port)
+
+
+def test_what_looks_at_task_gradients_find_is_scraped_and_kept(tmp_path: Path, events) -> None:
+    going = Going(tmp_path, 0, phases={"joint": {"steps": 10**6, "balancer": {"kind": "upgrad", "probe_every": 2}}})
+    try:
+        port = events("metrics_served")[0]["port"]
+        while not (found := scrape(port))["cotrain_steps_total", None]:
+            assert going.is_alive()
+            time.sleep(0.02)
+    finally:
+        going.stop()
+    looks = [record for record in going.training.saved.history if record["split"] == "look"]
+    assert [look["step"] for look in looks] == [1 + 2 * i for i in range(len(looks))]
+    # each of some look: they go on while the page is written
+    for task, other in (("plant", "height"), ("height", "plant"), ("hard", "plant")):
+        assert found["cotrain_task_cosine", task, other] in [look["cosine"][task][other] for look in looks]
+    assert 0 < abs(looks[0]["cosine"]["plant"]["height"]) < 1
+    assert found["cotrain_update_cosine", None] in [look["faithful"] for look in looks]
+    assert found["cotrain_tasks_made_worse", None] in [look["worse"] for look in looks]
+    assert found["cotrain_balancer_fallbacks_total", None] == 0
+
+
+def test_steps_on_whose_gradients_a_balancer_finds_no_weights_are_told_and_counted(tmp_path: Path, events) -> None:
+    # after a first step of such a length nothing is finite
+    train = {"optimizer": {"kind": "sgd", "lr": 1e38}, "clip": None, "validate_every": 10**6}
+    going = Going(tmp_path, 0, phases={"joint": {"steps": 10**6, "balancer": "upgrad"}}, train=train)
+    try:
+        port = events("metrics_served")[0]["port"]
+        while not (counted := scrape(port)["cotrain_balancer_fallbacks_total", None]):
+            assert going.is_alive()
+            time.sleep(0.02)
+    finally:
+        going.stop()
+    told = [(event["step"], event["fallbacks"]) for event in events("progress")]
+    assert counted in [fallbacks for _, fallbacks in told]
+    assert all(0 <= step - fallbacks <= 2 for step, fallbacks in told)
 
 
 def test_a_busy_port_does_not_stop_training(tmp_path: Path, events) -> None:

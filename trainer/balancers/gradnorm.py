@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.balancers.solving import begin
 from trainer.parts import Balancer, State
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class GradNorm(Balancer):
 
         zeros = torch.zeros(len(tasks), dtype=torch.float64)
         return {
+            **begin(),
             "weight_T": torch.ones_like(zeros),
             "mean_T": zeros,
             "square_T": zeros.clone(),
@@ -72,4 +74,5 @@ class GradNorm(Balancer):
         moved_T = (weight_T - self.lr * step_T).clamp_min(1e-3) * counts_T
         moved_T = torch.where(counts_T, moved_T * ((weight_T * counts_T).sum() / moved_T.sum().clamp_min(1e-300)), weight_T)
         after = {"weight_T": moved_T, "mean_T": mean_T, "square_T": square_T, "steps_T": steps_T, "first_T": first_T}
+        after["fallbacks"] = state["fallbacks"] + (present_T & ~counts_T).any()
         return (weight_T * present_T).float(), after
