@@ -17,15 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import torch
-
 from trainer.check import load_spec
-from trainer.evaluate import read_predictions
-from trainer.predict import load
-from trainer.results import read_manifest
-from trainer.shards import Split
 from trainer.spec import JointSpec
 
 SEEDS = 3
@@ -99,44 +91,26 @@ def scores_of(root: Path, task: str, entry: dict[str, Any]) -> dict[str, Any]:
         scores = json.loads(path.read_text())
         mine = [run["metrics"][scores["primary"]]["value"] for run in scores["models"]["joint"]] if scores["task"] == task else []
         if mine and mine == entry["joint"]["seeds"]:
-            return {**scores, "folder": str(path.parent)}
+            return scores
     raise SystemExit(f"no scores of {task} below {root}")
 
 
 def without(spec: JointSpec, verdict: dict[str, Any], root: Path) -> Iterator[str]:
     """The primary metric of tasks on several modalities as each of them is taken away."""
-    fused = [task for task in spec.judged_tasks if getattr(spec.tasks[task].objective, "encoders", None)]
-    if not fused:
+    lines = []
+    for task in spec.judged_tasks:
+        scores = scores_of(root, task, verdict["tasks"][task])
+        runs, metric = scores["models"]["joint"], scores["primary"]
+        columns = list(runs[0]["without"])
+        if columns:
+            values = [[run["metrics"][metric]["value"] for run in runs], *([run["without"][c][metric] for run in runs] for c in columns)]
+            lines.append(f"| {task} ({', '.join(columns)}) | {metric} | " + " | ".join(map(spread, values)) + " |")
+    if not lines:
         return
     yield "\nThe same models when a modality is taken away from all test rows:\n"
-    yield "| task | metric | all | " + " | ".join(("without the first", "without the second")) + " |"
+    yield "| task | metric | all | without the first | without the second |"
     yield "|---|---|---|---|---|"
-    for task in fused:
-        scores = scores_of(root, task, verdict["tasks"][task])
-        (metric,) = (m for m in spec.tasks[task].metrics or [] if m.kind == scores["primary"])
-        columns: list[str] = list(spec.tasks[task].objective.encoders)  # type: ignore[union-attr]
-        values: dict[str | None, list[float]] = {None: [], **{column: [] for column in columns}}
-        for run in scores["models"]["joint"]:
-            folder = root / "results" / "train" / run["train_key"]
-            result = json.loads((folder / "result.json").read_text())
-            data = root / "results" / "data" / result["data"][spec.tasks[task].data]["key"]
-            _, target = read_predictions(Path(scores["folder"]) / run["predictions"])
-            predictor = load(str(folder))
-            for column, into in values.items():
-                batches = [emptied(batch, column) for batch in Split(data, read_manifest(data), "raw-test").batches()]
-                found = torch.from_numpy(np.array(predictor.scores(task, batches)))
-                if len(found) != len(target):
-                    raise SystemExit(f"{task}: some test rows have no target")
-                into.append(metric.compute(found, target, len(scores["classes"])))
-        yield f"| {task} ({', '.join(columns)}) | {metric.kind} | " + " | ".join(spread(v) for v in values.values()) + " |"
-
-
-def emptied(batch: pa.RecordBatch, column: str | None) -> pa.RecordBatch:
-    """Raw rows in which a column is missing."""
-    if column is None:
-        return batch
-    place = batch.schema.get_field_index(column)
-    return batch.set_column(place, column, pa.nulls(len(batch), batch.schema.field(column).type))
+    yield from lines
 
 
 if __name__ == "__main__":

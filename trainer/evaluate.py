@@ -170,20 +170,24 @@ def _score(
     if kind == "number":
         target = _in_source_units(target, column, target_fitted)
 
-    models = []
+    judged_rows, models = np.flatnonzero(there), []
     for role, run, place in trained:
-        about = {"role": role, "seed": run["seed"], "train_key": run["key"]}
-        models.append((about, outputs(task, place, run, split, np.flatnonzero(there))))
+        without = {
+            column: _points(metrics, outputs(task, place, run, split, judged_rows, column), target[there], len(labels))
+            for column in spec.tasks[task].objective.spares()  # type: ignore[union-attr]
+        }
+        about = {"role": role, "seed": run["seed"], "train_key": run["key"], "without": without}
+        models.append((about, outputs(task, place, run, split, judged_rows)))
     status, note = ("none", "no model is promoted") if champion is None else ("scored", None)
     if champion is not None:
         found, status, note = _champion_scores(task, spec, champion[1], labels, fitted, data, manifest)
         if found is not None:
-            models.append(({"role": "champion", "seed": None, "train_key": None}, torch.from_numpy(found)[there]))
+            models.append(({"role": "champion", "seed": None, "train_key": None, "without": {}}, torch.from_numpy(found)[there]))
 
     target = target[there]
     samples: dict[str, str] = {}
     if spec.tasks[task].objective.looks:  # type: ignore[union-attr]
-        shown, across = _shown(spec, task, split, np.flatnonzero(there))
+        shown, across = _shown(spec, task, split, judged_rows)
         by_role = {about["role"]: score for about, score in reversed(models)}  # of several seeds the first
         seen = {"real": target, **{role: by_role[role] for role in ("joint", "independent", "champion") if role in by_role}}
         samples = {role: _sheet(images[shown], fitted[spec.tasks[task].target], across) for role, images in seen.items()}
@@ -212,6 +216,12 @@ def _score(
         "samples": samples,
     }  # fmt: skip
     (folder / "scores.json").write_text(json.dumps(scores, indent=1, allow_nan=False))
+
+
+def _points(metrics: Mapping[str, Metric], score: Tensor, target: Tensor, classes: int) -> dict[str, float | None]:
+    """Each metric of one model over the rows as they are, as JSON has it."""
+    (found,) = on_all_rows(metrics, [score], target, classes)
+    return {metric: finite(value) for metric, value in found.items()}
 
 
 def _features(task: str, folder: Path, run: Mapping[str, Any], values: Sequence[Tensor]) -> list[Tensor]:
@@ -246,12 +256,12 @@ def _sheet(image: Tensor, fitted: Mapping[str, Any], across: int) -> str:
     return sheet(image * std + mean, across)
 
 
-def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> Tensor:
+def outputs(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray, without: str | None = None) -> Tensor:
     """Scores of a trained model on rows of a split, float32: probabilities `[N, K]`, values `[N]` in the units of the source, or
-    `[N, ...]` whatever its objective predicts.
+    `[N, ...]` whatever its objective predicts. `without` names a column that is missing in all of them.
     """
     document = JointSpec.model_validate(run["spec"])
-    score, _ = judged(task, folder, run, split, rows)
+    score, _ = judged(task, folder, run, split, rows, without)
     if document.judged_as(task) != "number":
         return score
     said = document.tasks[task]
@@ -271,7 +281,9 @@ def _loaded(folder: Path, run: Mapping[str, Any]) -> tuple[Joint, torch.device]:
     return module.to(device).eval(), device
 
 
-def judged(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def judged(
+    task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np.ndarray, without: str | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Predictions of a trained model on rows of a split, and what they are judged against, as its objective gives them."""
     import torch
 
@@ -286,7 +298,11 @@ def judged(task: str, folder: Path, run: Mapping[str, Any], split: Any, rows: np
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
-            there = {name: columns[name].tensor(split.gather(name, some), fitted[name]).to(device) for name in needed}
+            encoded = {
+                name: columns[name].encode(pa.nulls(len(some)), fitted[name]) if name == without else split.gather(name, some)
+                for name in needed
+            }
+            there = {name: columns[name].tensor(value, fitted[name]).to(device) for name, value in encoded.items()}
             there[ROW] = torch.from_numpy(np.asarray(some, np.int64)).to(device)
             blocks.append([x.cpu() for x in module.judged(task, there)])
         if not blocks:  # of no rows there is nothing but a shape, which a blank row has too

@@ -316,6 +316,10 @@ class Objective(Part):
         """Those of `models` that `scores` calls: the others are not published, for no prediction needs them."""
         return list(self.models())
 
+    def spares(self) -> list[str]:
+        """Columns that predictions can do without, each by itself: an evaluation also judges the task with each of them missing."""
+        return []
+
     def rows(self, columns: Mapping[str, Tensor], target: str | None) -> Tensor:
         """How many rows count: a float32 scalar, known before any forward pass."""
         raise NotImplementedError

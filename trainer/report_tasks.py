@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from trainer.charts import Curve, Dot, curves, whiskers
-from trainer.wording import decimals, number, span, value
+from trainer.wording import decimals, number, span, spread, value
 
 Json = dict[str, Any]
 ROLES = ("joint", "independent", "champion")
@@ -44,6 +44,7 @@ def task(name: str, entry: Json, runs: Json, scores: Json) -> Json:
         "steps": _steps(name, runs),
         "metrics": _metrics(entry, places),
         "confusion": _confusion(scores),
+        "without": _without(scores, places),
         "samples": [{"role": role, "picture": uri} for role, uri in (scores.get("samples") or {}).items()],
     }
 
@@ -124,6 +125,23 @@ def _metrics(entry: Json, places: int) -> list[Json]:
         {"name": name, **{role: value(found.get(role), max(places, 3)) if entry.get(role) else "" for role in ROLES}}
         for name, found in table.items()
     ]
+
+
+def _without(scores: Json, places: int) -> list[Json]:
+    """The primary metric with all that a task reads, and with each column missing that it can do without; empty where there is none."""
+    models = {role: (scores.get("models") or {}).get(role) or [] for role in ROLES[:2]}
+    columns = list(dict.fromkeys(column for runs in models.values() for run in runs for column in run.get("without") or {}))
+    if not columns:
+        return []
+    primary = scores["primary"]
+    rows = []
+    for column in [None, *columns]:
+        found = {
+            role: [run["metrics"][primary]["value"] if column is None else run["without"][column][primary] for run in runs]
+            for role, runs in models.items()
+        }
+        rows.append({"column": column, **{role: spread(values, max(places, 3)) for role, values in found.items()}})
+    return rows
 
 
 def _confusion(scores: Json) -> Json | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite, log10, nan
+from statistics import mean, stdev
 from typing import Any
 
 _GAP = "\N{NO-BREAK SPACE}"
@@ -36,6 +38,14 @@ def span(low: Any, high: Any, places: int = 3, sign: bool = False) -> str:
     """An interval: `0.941 … 0.965`; empty where it is not defined."""
     known = isfinite(number(low)) and isfinite(number(high))
     return f"{value(low, places, sign)} … {value(high, places, sign)}" if known else ""
+
+
+def spread(seeds: Sequence[Any], places: int = 3) -> str:
+    """The mean over seeds, with their standard deviation where there are several: `0.382 ± 0.012`; empty where there is none."""
+    known = [number(seed) for seed in seeds]
+    if not known:
+        return ""
+    return value(mean(known), places) + (f" ± {value(stdev(known), places)}" if len(known) > 1 and all(map(isfinite, known)) else "")
 
 
 def cosine(x: Any) -> str:

@@ -111,6 +111,40 @@ def test_every_interval_holds_its_value(place, task):
                 assert metric["low"] < metric["value"] < metric["high"]
 
 
+@pytest.mark.parametrize(("target", "other"), [("animal", "weight"), ("weight", "animal")])
+def test_what_reads_several_modalities_is_judged_without_each_of_them_as_rows_that_lack_it_are(place, tmp_path, target, other):
+    fused = {"kind": "fused", "encoders": {"x": "trunk", other: "scales"}, "drop": 0.3}
+    spec = document(
+        models={"scales": {"kind": "mlp", "hidden": [8]}},
+        tasks={
+            "guess": {"data": "animals", "objective": fused, "target": target, "metrics": place.spec.to_json()["tasks"][target]["metrics"]}
+        },
+    )
+    folders = [trained(tmp_path / f"joint-{seed}", spec, place.data, ["guess"], seed=seed) for seed in (0, 1)]
+    scores = strict(evaluate_task("guess", spec, folders, [], place.data, str(tmp_path)))
+    rows, truth = raw_rows(ROWS), raw_rows(ROWS)[target].to_pylist()
+    there = np.array([value is not None for value in truth])
+    for folder, entry in zip(folders, scores["models"]["joint"], strict=True):
+        assert list(entry["without"]) == ["x", other]
+        for column, found in entry["without"].items():
+            lacking = rows.set_column(rows.schema.get_field_index(column), column, pa.nulls(ROWS, rows.schema.field(column).type))
+            said = trainer.load(str(folder)).scores("guess", [lacking])[there]
+            if target == "animal":
+                right = reference.accuracy_score([CLASSES.index(value) for value in truth if value is not None], said.argmax(1))
+                assert found["accuracy"] == pytest.approx(right)
+            else:
+                right = reference.mean_absolute_error([value for value in truth if value is not None], said)
+                assert found["mae"] == pytest.approx(right, rel=1e-4)
+            assert found.keys() == entry["metrics"].keys()
+        whole, blind = entry["metrics"][scores["primary"]]["value"], entry["without"]["x"][scores["primary"]]
+        assert blind < whole - 0.2 if target == "animal" else blind > 2 * whole  # nearly all that is known stands in x
+
+
+def test_what_can_not_do_without_a_column_is_judged_on_whole_rows_only(place):
+    scores = strict(run(place, "animal", champion=("v7", champion_of(place, right(CLASSES)))))
+    assert [entry["without"] for entries in scores["models"].values() for entry in entries] == [{}] * 4
+
+
 def test_the_size_of_batches_does_not_matter(place, tmp_path, monkeypatch):
     before, _ = read_predictions(run(place, "animal").folder / "predictions-joint-0.arrow")
     monkeypatch.setattr(evaluate, "BATCH", 7)

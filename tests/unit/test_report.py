@@ -202,6 +202,19 @@ def test_looks_that_found_nothing_finite_leave_out_their_curves():
     assert "Tasks made worse" not in page.text
 
 
+def test_values_without_a_modality_stand_below_those_with_all():
+    inputs = report_inputs(tasks=2, seeds=2, points=2)
+    assert 'id="without"' not in render(**inputs)
+    name, entry = next(iter(inputs["scores"].items()))
+    for role, values in {"joint": (0.25, 0.75), "independent": (0.5, None)}.items():
+        for run, value_ in zip(entry["models"][role], values, strict=True):
+            run["metrics"][entry["primary"]]["value"] = 0.875
+            run["without"] = {"<image>": {entry["primary"]: value_}}
+    page = Page(render(**inputs))
+    assert f"{name} {entry['primary']} nothing 0.875 ± 0.000 0.875 ± 0.000 <image> 0.500 ± 0.354 –" in page.text
+    assert [attrs["href"] for tag, attrs in page.tags if tag == "a"].count("#without") == 1
+
+
 def test_confusions_are_summed_over_the_seeds():
     inputs = report_inputs(tasks=1, seeds=2)
     for run, cells in zip(inputs["scores"]["rating"]["models"]["joint"], ([[1, 2], [3, 4]], [[10, 20], [30, 40]]), strict=True):

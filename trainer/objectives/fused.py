@@ -46,6 +46,10 @@ class Fused(Objective):
         """An encoder for each column."""
         return {model: [column] for column, model in self.encoders.items()}
 
+    def spares(self) -> list[str]:
+        """Each modality."""
+        return list(self.encoders)
+
     def head(self, site: Site) -> nn.Module:
         """Which modalities are there, and their fusion."""
         from trainer import fusion
