@@ -36,6 +36,7 @@ def cases() -> dict[str, JointSpec]:
         found[f"resume-fp32-{stage}-offload"] = _eventful(zero, "fp32")
         found[f"resume-bf16-{stage}"] = _eventful(stage, "bf16")
         found[f"frozen-bf16-{stage}"] = _frozen(stage, "bf16")
+    found["resume-fp32-3-offload-both"] = _eventful({"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}, "fp32")
     for zero, precision in CUT:
         found[f"cut-{zero}-{precision}"] = _long(zero, precision)
     mixers: list[Any] = ["all", "proportional", {"kind": "temperature", "over": "tasks"}, "round_robin"]

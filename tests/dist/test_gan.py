@@ -38,7 +38,7 @@ IMAGE, BATCH, ROUNDS, TURNS, DECAY = {"kind": "image", "shape": [1, 8, 8], "rang
 
 
 def gan(
-    loss: str = "hinge", zero: int = 0, spectral: bool = True, told: bool = True, accumulate: int = 1, **penalty: float
+    loss: str = "hinge", zero: Any = 0, spectral: bool = True, told: bool = True, accumulate: int = 1, **penalty: float
 ) -> JointSpec:
     """Few rows, and batches that two ranks can't share evenly."""
     sides = {"maker": "maker", "critic": "critic", "condition": ["digit"] if told else [], "loss": loss}
@@ -58,8 +58,10 @@ def gan(
     })  # fmt: skip
 
 
+OFFLOADED = {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
 CASES = {
     **{f"hinge-{stage}": gan(zero=stage) for stage in range(4)},
+    "hinge-3 offloaded": gan(zero=OFFLOADED),
     **{f"wasserstein-{stage}": gan("wasserstein", stage, spectral=False, gradient_penalty=10.0) for stage in (0, 2)},
     "wasserstein-1": gan("wasserstein", 1, spectral=False, accumulate=2, gradient_penalty=10.0),
     **{f"non_saturating-{stage}": gan("non_saturating", stage, r1=0.3) for stage in (0, 1)},

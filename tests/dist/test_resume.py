@@ -17,7 +17,10 @@ from trainer.world import World
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]  # the process groups start in whichever test comes first
 
 EVENTFUL = (
-    [f"resume-fp32-{s}" for s in (0, 1, 2, 3)] + [f"resume-fp32-{s}-offload" for s in (1, 2, 3)] + [f"resume-bf16-{s}" for s in (1, 2, 3)]
+    [f"resume-fp32-{s}" for s in (0, 1, 2, 3)]
+    + [f"resume-fp32-{s}-offload" for s in (1, 2, 3)]
+    + ["resume-fp32-3-offload-both"]
+    + [f"resume-bf16-{s}" for s in (1, 2, 3)]
 )
 
 
