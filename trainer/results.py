@@ -27,13 +27,13 @@ _HERE = Path(__file__).parent
 _SHARED_CODE = ("parts.py", "spec.py", "results.py", "columns", "shards.py")
 _CODE = {
     "data": (*_SHARED_CODE, "prepare.py", "rowhash.py", "duplicates.py", "datasets"),
-    "train": (*_SHARED_CODE, "nets.py", "adversarial.py", "noise.py", "mixing.py", "models", "objectives", "syncs",
-              "optimizers", "balancers", "mixers",
+    "train": (*_SHARED_CODE, "nets.py", "fusion.py", "boxes.py", "adversarial.py", "noise.py", "mixing.py",
+              "models", "objectives", "syncs", "optimizers", "balancers", "mixers",
               "order.py", "feed.py", "points.py", "balance.py", "joint.py", "view.py", "engine.py",
               "step.py", "run.py", "plan.py", "checkpoint.py"),
-    "score": (*_SHARED_CODE, "nets.py", "adversarial.py", "noise.py", "manifold.py", "pictures.py", "models", "objectives", "joint.py",
-              "view.py", "metrics", "bootstrap.py", "evaluate.py", "predict.py"),
-    "compare": ("results.py", "parts.py", "metrics", "bootstrap.py", "evaluate.py", "gates.py", "compare.py"),
+    "score": (*_SHARED_CODE, "nets.py", "fusion.py", "boxes.py", "adversarial.py", "noise.py", "manifold.py", "pictures.py",
+              "models", "objectives", "metrics", "joint.py", "view.py", "bootstrap.py", "evaluate.py", "predict.py"),
+    "compare": ("results.py", "parts.py", "boxes.py", "manifold.py", "metrics", "bootstrap.py", "evaluate.py", "gates.py", "compare.py"),
     "report": ("results.py", "report.py", "report_tasks.py", "report_pulls.py", "report_work.py", "report_data.py",
                "grouping.py", "charts.py", "wording.py", "templates"),
 }  # fmt: skip
