@@ -17,6 +17,7 @@ PANELS = [
     ("How task gradients agree (cosine)", f"cotrain_task_cosine{{{CHOSEN}}}", "{{run}} {{task}} and {{other}}", "short"),
     ("Cosine of the update with the exact one", f"cotrain_update_cosine{{{CHOSEN}}}", "{{run}}", "short"),
     ("Share of tasks that a step makes worse", f"cotrain_tasks_made_worse{{{CHOSEN}}}", "{{run}}", "percentunit"),
+    ("Micro-batches the balancer found no weights for", f"cotrain_balancer_fallbacks_total{{{CHOSEN}}}", "{{run}}", "short"),
     ("Rows a second", f"cotrain_rows_per_second{{{CHOSEN}}}", "{{run}}", "short"),
     ("Steps a second", f"rate(cotrain_steps_total{{{CHOSEN}}}[5m])", "{{run}}", "short"),
     ("Rows seen", f"cotrain_rows_total{{{CHOSEN}}}", "{{run}}", "short"),
