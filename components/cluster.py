@@ -1,13 +1,15 @@
 """Kubernetes, as far as training jobs need it: the only file that talks to it. Objects are JSON, as the API has them.
 
 What can't be reached is tried again for half an hour, with jitter and as the server asks (Retry-After): an API server that restarts
-or throttles is no reason to give a training run up. What the server refuses is not tried again.
+or throttles is no reason to give a training run up. What the server refuses is not tried again, unless it has allowed it before: one
+that has just started does not know its roles yet, and refuses for some seconds whatever anybody asks.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 1800.0
 FIRST_PATIENCE_S = 120.0
 """For the first answer: an address that never answered is more likely wrong than busy."""
+_ROLES_S = 300.0
+"""How long a server may refuse what it has allowed before, until we believe it."""
 _CONNECT_S, _READ_S = 10.0, 60.0
 _WATCH_S = 290
 """A watch asks to be ended after this; one that says nothing for `_READ_S` may be dead, and is opened anew."""
@@ -78,6 +82,8 @@ class Cluster:
     def __init__(self, api: Any, namespace: str, patience_s: float = PATIENCE_S) -> None:
         self._api, self.namespace, self._patience_s = api, namespace, patience_s
         self._kueue_api: str | None = None
+        self._refused_since: dict[Any, float | None] = {}
+        """By what had to be allowed for a request that was answered once: since when it is refused."""
 
     @classmethod
     def connect(cls, namespace: str, patience_s: float = PATIENCE_S) -> Cluster:
@@ -244,15 +250,16 @@ class Cluster:
         """The response, its body not yet read.
 
         Raises:
-            Interrupted: if the server can't be reached or has no time.
+            Interrupted: if the server can't be reached or has no time, or does not know any more what we may.
             Expired: 410.
             Refused: any other status that is not of success.
         """
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
+        right = _right(method, path, query or {})
         try:
-            return self._api.call_api(
+            response = self._api.call_api(
                 path,
                 method,
                 query_params=list((query or {}).items()),
@@ -264,9 +271,19 @@ class Cluster:
                 _request_timeout=(_CONNECT_S, read_s),
             )
         except ApiException as error:
-            raise _meaning(error) from None
+            raise self._believed(right, _meaning(error)) from None
         except (HTTPError, OSError) as error:
             raise Interrupted(f"{method} {path}: {type(error).__name__}: {error}") from None
+        self._refused_since[right] = None
+        return response
+
+    def _believed(self, right: Any, said: Exception) -> Exception:
+        """What the server said, if it is not taken back in a moment."""
+        if not isinstance(said, Refused) or said.status not in (401, 403) or right not in self._refused_since:
+            return said
+        now = time.monotonic()
+        since = self._refused_since[right] = self._refused_since[right] or now
+        return said if now - since > _ROLES_S else Interrupted(f"HTTP {said.status}: {said.message}")
 
 
 @dataclass(frozen=True)
@@ -363,6 +380,12 @@ def _lines(response: Any) -> Iterator[tuple[bytes, bool]]:
         response.release_conn()
     if rest:
         yield rest, False
+
+
+def _right(method: str, path: str, query: Mapping[str, str]) -> tuple[Any, ...]:
+    """What has to be allowed for a request: the verb and the kind of object, whichever of its names is asked for."""
+    parts = path.rpartition("/namespaces/")[2].split("/")  # namespace, resource, name, subresource
+    return method, "watch" in query, len(parts), *parts[1:2], *parts[3:]
 
 
 def _body(response: Any) -> bytes:

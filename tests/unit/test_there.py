@@ -16,6 +16,7 @@ from kube_server import kubeconfig, serving, stamp
 from training_inputs import document
 
 from components import follow, there, watching
+from components.cluster import Refused
 from components.launch import look
 from components.manifests import job_name, render
 from components.target import named
@@ -224,6 +225,36 @@ def test_an_api_server_that_restarts_is_survived(forgotten, kube, launch, tmp_pa
     kube.controller = play
     assert launch().key == KEY
     assert len(kube.created) == 1
+
+
+def test_a_server_that_does_not_know_its_roles_yet_is_asked_again(kube, tmp_path, monkeypatch):
+    """One that has just started refuses for a moment whatever it is asked. What it has allowed before is not believed to be refused."""
+    cluster = connect(kube, tmp_path, monkeypatch)
+    fault = kube.fail("GET", r"/pods", 403, 10**6)
+    with pytest.raises(Refused):
+        cluster.list("pods")
+    assert fault.seen == 1
+    kube.faults.clear()
+    told = watching.changes(cluster.objects("pods"), threading.Event())
+    assert next(told)["type"] == watching.LISTED
+    launching_pod(kube, "one")
+    assert next(told)["object"]["metadata"]["name"] == "one"  # so it may be watched
+    kube.down()
+    fault = kube.fail("GET", r"/pods\?watch", 403, 3)
+    launching_pod(kube, "two")
+    kube.up(int(kube.address.rpartition(":")[2]))
+    assert next(told)["object"]["metadata"]["name"] == "two"
+    assert fault.seen == 3
+
+
+def test_a_right_that_does_not_come_back_is_believed(kube, tmp_path, monkeypatch):
+    cluster = connect(kube, tmp_path, monkeypatch)
+    assert cluster.get("trainingruntimes", "cotrain")
+    monkeypatch.setattr("components.cluster._ROLES_S", 0.05)
+    fault = kube.fail("GET", r"/trainingruntimes/", 403, 10**6)
+    with pytest.raises(Refused):
+        cluster.get("trainingruntimes", "cotrain")
+    assert fault.seen > 1
 
 
 def test_a_job_goes_with_the_last_pod_that_launched_it(kube, launch, tmp_path):
