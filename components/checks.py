@@ -33,14 +33,19 @@ def faults(cluster: Cluster, manifests: list[Json], launcher: bool = True) -> li
     found = list(_rights(cluster, manifests)) if launcher else []
     if found:
         return found  # what may not be created need not be looked at any further
-    return [
-        *_root(job),
-        *_runtime(cluster, job),
-        *_references(cluster, job),
-        *_queue(cluster, job),
-        *_quota(cluster, job),
-        *_room(cluster, job),
-    ]
+    missing = [*_runtime(cluster, job), *_references(cluster, job), *_queue(cluster, job)]
+    if missing and _absent(cluster):
+        see = "kubectl get namespaces"
+        missing = [Fault(f"namespace {cluster.namespace}", "there is none of that name", f"create it, or name another; see: {see}")]
+    return [*_root(job), *missing, *_quota(cluster, job), *_room(cluster, job)]
+
+
+def _absent(cluster: Cluster) -> bool:
+    """Whether it is known that there is no such namespace."""
+    try:
+        return not cluster.exists("namespaces", cluster.namespace)
+    except Refused:
+        return False
 
 
 def _rights(cluster: Cluster, manifests: list[Json]) -> Iterator[Fault]:
@@ -181,11 +186,11 @@ def _quota(cluster: Cluster, job: Json) -> Iterator[Fault]:
             continue  # it may not be about these pods
         for resource, amount in [*_asked(cluster, job).items(), ("pods", Decimal(1))]:
             whole = amount * _nodes(job)
-            limits = [hard[name] for name in (resource, f"requests.{resource}") if name in hard]
-            if limits and whole > min(map(cluster.quantity, limits)):
-                finding = (
-                    f"asks for {_show(whole)} {resource} in all; the quota '{quota['metadata']['name']}' of the namespace is {limits[0]}"
-                )
+            # no limit is below what is requested
+            limits = [hard[name] for name in (resource, f"requests.{resource}", f"limits.{resource}") if name in hard]
+            least = min(limits, key=cluster.quantity, default=None)
+            if least is not None and whole > cluster.quantity(least):
+                finding = f"asks for {_show(whole)} {resource} in all; the quota '{quota['metadata']['name']}' of the namespace is {least}"
                 see = f"kubectl describe resourcequota -n {cluster.namespace}"
                 yield Fault("cluster", finding, f"ask for less, or have it raised; see: {see}")
 

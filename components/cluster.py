@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -49,7 +49,7 @@ _API = {
     "nodes": "api/v1",
 }
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-_CLUSTER_WIDE = ("nodes", "clusterqueues")
+_CLUSTER_WIDE = ("namespaces", "nodes", "clusterqueues")
 
 
 def train_there(root: str, request: dict[str, Any], target: Target, told: Callable[[Followed], None] | None = None) -> Result:
@@ -66,6 +66,12 @@ def lacking(request: dict[str, Any], target: Target, launcher: bool = True) -> l
     from components.target import launcher_of
 
     return faults(Cluster.connect(target.namespace), render(request, target, launcher_of(request["spec"]["cluster"])), launcher)
+
+
+def unseen(namespace: str, resources: Sequence[str]) -> list[str]:
+    """Which of these resources we may not look at."""
+    cluster = Cluster.connect(namespace)
+    return [resource for resource in resources if not cluster.may("list", resource)]
 
 
 class Refused(Exception):
@@ -170,7 +176,12 @@ class Cluster:
         """Whether we may do something to objects of this namespace; True where nobody can tell."""
         name, _, part = resource.partition("/")
         group = _API.get(name, "api/v1").removeprefix("apis/").rpartition("/")[0]
-        asked = {"namespace": self.namespace, "verb": verb, "resource": name, "group": "" if group == "api" else group}
+        asked = {
+            "namespace": "" if name in _CLUSTER_WIDE else self.namespace,
+            "verb": verb,
+            "resource": name,
+            "group": "" if group == "api" else group,
+        }
         if part:
             asked["subresource"] = part
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": asked}}

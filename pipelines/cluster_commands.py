@@ -21,7 +21,7 @@ def look(spec: JointSpec, namespace: str) -> None:
     Raises:
         LaunchError: what the cluster lacks, all of it.
     """
-    from components.cluster import lacking
+    from components.cluster import lacking, unseen
     from components.launch import probe
     from components.target import Target, launcher_of
     from pipelines.compiled import LAUNCHER
@@ -30,8 +30,13 @@ def look(spec: JointSpec, namespace: str) -> None:
     request = probe(spec)
     request["spec"]["cluster"]["launcher"] = launcher
     target = Target.from_environment("", namespace=namespace)
-    if launcher != "local" and (found := lacking(request, target, launcher=False)):
+    if launcher == "local":
+        return
+    if found := lacking(request, target, launcher=False):
         raise LaunchError(found)
+    looked_at = ["trainingruntimes"] * (launcher == "trainjob") + ["resourcequotas", "nodes"]
+    if blind := unseen(namespace, looked_at):
+        click.echo(f"namespace {namespace}: not looked at, for want of rights: {', '.join(blind)}", err=True)
 
 
 @click.command()

@@ -44,6 +44,7 @@ def connect(kube: KubeServer, folder: Path, monkeypatch: Any, patience_s: float 
 
 def furnish(kube: KubeServer) -> None:
     """What a namespace has that k8s/base was applied to."""
+    kube.put("namespaces", {"metadata": {"name": "ns", "namespace": ""}})
     kube.put("trainingruntimes", {"metadata": {"name": "cotrain"}})
     kube.put("serviceaccounts", {"metadata": {"name": "cotrain-training"}})
     kube.put("localqueues", {"metadata": {"name": "lq"}, "spec": {"clusterQueue": "cq"}})

@@ -41,6 +41,7 @@ KINDS = {
     "configmaps": "ConfigMap",
     "serviceaccounts": "ServiceAccount",
     "resourcequotas": "ResourceQuota",
+    "namespaces": "Namespace",
     "nodes": "Node",
     "workloads": "Workload",
     "localqueues": "LocalQueue",

@@ -445,6 +445,14 @@ LACKS = {
         "asks for 6Gi memory in all; the quota 'q' of the namespace is 4Gi",
         "kubectl describe resourcequota -n ns",
     ),
+    "quota of limits": (
+        lambda k: k.put(
+            "resourcequotas", {"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {"memory": "8Gi", "limits.memory": "4Gi"}}}
+        ),
+        {"memory_gib_per_node": 3},
+        "asks for 6Gi memory in all; the quota 'q' of the namespace is 4Gi",
+        "kubectl describe resourcequota -n ns",
+    ),
     "no such node": (
         lambda k: k.put("nodes", node("n1")),
         {"gpus_per_node": 64},
@@ -479,6 +487,23 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_created(name, kube, t
     assert caught.value.exit_code == 2
     assert any(finding in fault.finding and re.search(remedy, fault.remedy) for fault in caught.value.faults), str(caught.value)
     assert kube.created == []
+
+
+def test_a_namespace_that_is_not_there_is_all_that_is_said_of_it(kube, tmp_path, monkeypatch):
+    kube.put("nodes", node("n1"))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, kube.address)))
+    write_csv(tmp_path / "table.csv", rows=20)
+    write(tmp_path, plain_document())
+    monkeypatch.chdir(tmp_path)
+    ask = ["check", "job.yaml", "--namespace", "sn", "--set", "cluster.gpus_per_node=8"]
+    done = CliRunner().invoke(main, ask)
+    assert done.exit_code == 2
+    assert "namespace sn: there is none of that name" in done.output
+    assert "the largest node has 0" in done.output
+    assert "has no " not in done.output
+    kube.denied.add(("get", "namespaces"))  # who may not look at namespaces is told what it lacks
+    done = CliRunner().invoke(main, ask)
+    assert "namespace sn: has no TrainingRuntime 'cotrain'" in done.output
 
 
 def test_all_that_is_missing_is_said_at_once(kube, tmp_path, monkeypatch):
@@ -538,10 +563,15 @@ def test_a_document_may_be_held_against_a_cluster_beforehand(kube, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["check", "job.yaml", "--namespace", "ns"])
     assert done.exit_code == 0, done.output
+    assert "not looked at" not in done.output
     done = CliRunner().invoke(main, ["check", "job.yaml", "--namespace", "ns", "--set", "cluster.gpus_per_node=8"])
     assert done.exit_code == 2
     assert "asks for 8 nvidia.com/gpu per node; the largest node has 0" in done.output
     assert "see: kubectl get nodes" in done.output
+    kube.denied.add(("list", "nodes"))
+    done = CliRunner().invoke(main, ["check", "job.yaml", "--namespace", "ns", "--set", "cluster.gpus_per_node=8"])
+    assert done.exit_code == 0
+    assert "namespace ns: not looked at, for want of rights: nodes\n" in done.output
 
 
 @pytest.mark.parametrize("image", ["Registry/Cotrain:1", "cotrain:", "cotrain@sha256:abc", "a b", "https://registry.example.com/cotrain:1"])
