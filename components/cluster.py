@@ -112,7 +112,7 @@ class Cluster:
         settings.connection_pool_maxsize = 32
         cluster = cls(client.ApiClient(settings), namespace, min(patience_s, FIRST_PATIENCE_S))
         try:
-            cluster._json("GET", "/version")
+            cluster._again(cluster._version)
         except (Interrupted, Refused) as error:
             where = settings.host
             raise LaunchError.at(where, f"does not answer as a Kubernetes API: {error}", "check with `kubectl version`") from None
@@ -230,6 +230,15 @@ class Cluster:
 
     def _json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Json | None = None, kind: str = "") -> Json:
         return json.loads(self._again(lambda: self._send(method, path, query, body, kind).data))
+
+    def _version(self) -> bytes:
+        try:
+            return self._send("GET", "/version").data
+        except Refused as refused:
+            if refused.status != 403:
+                raise
+            # everybody may ask for this, once the server knows its roles
+            raise Interrupted(f"HTTP 403: {refused.message}") from None
 
     def _again(self, call: Any) -> Any:
         """Call until it is not interrupted any more, for as long as our patience lasts."""

@@ -229,7 +229,9 @@ def test_an_api_server_that_restarts_is_survived(forgotten, kube, launch, tmp_pa
 
 def test_a_server_that_does_not_know_its_roles_yet_is_asked_again(kube, tmp_path, monkeypatch):
     """One that has just started refuses for a moment whatever it is asked. What it has allowed before is not believed to be refused."""
+    first = kube.fail("GET", r"^/version$", 403, 2)
     cluster = connect(kube, tmp_path, monkeypatch)
+    assert first.seen == 2
     fault = kube.fail("GET", r"/pods", 403, 10**6)
     with pytest.raises(Refused):
         cluster.list("pods")
