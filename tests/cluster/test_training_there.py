@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from cluster_place import until
@@ -46,3 +47,23 @@ def test_a_run_goes_on_when_a_pod_is_deleted(there, launcher):
     assert first["step"] >= 100
     result = json.loads((Path(found["folder"]) / "result.json").read_text())
     assert result["steps"] == {"joint": 6000}
+
+
+def test_a_run_that_is_suspended_waits_and_goes_on_from_its_checkpoint(there, launcher):
+    request = there.request(launcher, steps=3000)
+    launched = there.launch(request)
+    there.running(request)
+    until("the first checkpoint", lambda: launched.events("checkpoint"), there.settings.wait_s, launched)
+    name = there.job(request)["metadata"]["name"]
+    there.cluster.patch(f"{launcher}s", name, {"spec": {"suspend": True}})
+    until("it says so", lambda: [event for event in launched.events("job_state") if event["state"] == "queued"], 120, launched)
+    until("its pods are gone", lambda: not there.pods(request), 120, launched)
+    time.sleep(10)
+    there.cluster.patch(f"{launcher}s", name, {"spec": {"suspend": False}})
+    found = launched.ended(there.settings.wait_s)
+    assert found["code"] == 0, found
+    (first, *_) = launched.events("resumed")
+    assert first["step"] >= 100
+    (ended,) = launched.events("job_ended")
+    assert ended["queue_seconds"] >= 10
+    assert ended["restarts"] == 0
