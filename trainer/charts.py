@@ -176,7 +176,7 @@ def _dots(plot: Axes, dots: Sequence[Dot], labels: Sequence[str], colours: Mappi
     low, high = (min(finite), max(finite)) if finite else (0, 1)
     room = (high - low) * 0.08 or abs(high) * 0.05 or 0.5
     plot.set_xlim(low - room, high + room)
-    plot.set_ylim(len(dots) - 0.5, -0.5)
+    plot.set_ylim(max(len(dots), 1) - 0.5, -0.5)
     plot.set_yticks(range(len(dots)), labels)
     plot.xaxis.grid(True)
     _ticks(plot, x=5)
